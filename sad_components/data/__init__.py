@@ -1,0 +1,1 @@
+"""From trajectories to batches: rendering, tokens with their spans, datasets, collation."""
