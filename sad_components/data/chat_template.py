@@ -1,0 +1,59 @@
+"""A tokenizer's Jinja chat template as a function from messages to text."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from sad_components.data.rendering import ApplyTemplate
+
+
+def compile_template(source: str, variables: dict[str, Any] | None = None) -> ApplyTemplate:
+    """Compiles a chat template in Jinja's sandbox.
+
+    Args:
+        source: Jinja source, as in ``tokenizer_config.json``.
+        variables: what the template may read besides the messages (``bos_token``, ``tools``, ..).
+
+    Returns:
+        ``apply(messages, add_generation_prompt) -> text``.
+
+    Raises:
+        ValueError: the template is not valid Jinja, or it refuses the conversation (its own
+            message is passed on).
+    """
+    from jinja2.exceptions import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise ValueError(f"the chat template refused the conversation: {message}")
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda fmt: datetime.now().strftime(fmt)
+    try:
+        template = environment.from_string(source)
+    except TemplateError as error:
+        raise ValueError(f"the chat template is not valid Jinja: {error}") from None
+    known = {"tools": None, "documents": None, **(variables or {})}
+
+    def apply(messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        if not messages and not add_generation_prompt:
+            return ""
+        try:
+            return template.render(
+                messages=messages, add_generation_prompt=add_generation_prompt, **known
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template failed on the conversation: {error}") from None
+
+    return apply
+
+
+def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

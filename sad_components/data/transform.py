@@ -1,0 +1,296 @@
+"""Trajectory to tokens: ids, labels, span ids and steps from one transform."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sad_components.data.chat_template import compile_template
+from sad_components.data.rendering import (
+    NotAppendOnly,
+    Rendered,
+    render_chatml,
+    render_per_turn,
+    render_plain,
+    render_template,
+)
+from sad_components.data.tokenizers import as_offset_tokenizer
+from sad_components.formats import get_format
+from sad_components.formats.registry import FLAT, detect, segment, to_trajectory
+from sad_components.spans import AGENT_KINDS, SpanKind
+from sad_components.trajectory import Trajectory, TrajectoryError
+
+#: Label of a token that no loss reads (torchtune's and PyTorch's convention).
+IGNORE = -100
+_AGENT = np.array([kind in AGENT_KINDS for kind in SpanKind])
+
+
+class NotSupervised(TrajectoryError):
+    """The trajectory holds no token to learn from."""
+
+
+@dataclass
+class TokenizedTrajectory:
+    """One row: everything per token, in order.
+
+    Args:
+        tokens: token ids, shape [T].
+        span_ids: ``SpanKind`` of each token, shape [T].
+        steps: 1-based step of each token, 0 for context, shape [T].
+        branch: whether the agent chose between thinking and acting at this token, shape [T].
+        id: the trajectory's id.
+        truncated: tokens dropped to fit ``max_seq_len``.
+        entropy: teacher entropy in nats per supervised token, if known.
+    """
+
+    tokens: np.ndarray
+    span_ids: np.ndarray
+    steps: np.ndarray
+    branch: np.ndarray
+    id: str = ""
+    truncated: int = 0
+    entropy: float | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Token ids where REASON or ACT, else -100 (not shifted)."""
+        return np.where(_AGENT[self.span_ids], self.tokens, IGNORE)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, index: np.ndarray | slice) -> TokenizedTrajectory:
+        """The chosen tokens as a row of their own."""
+        return TokenizedTrajectory(
+            self.tokens[index],
+            self.span_ids[index],
+            self.steps[index],
+            self.branch[index],
+            self.id,
+            self.truncated,
+            self.entropy,
+        )
+
+    def to_sample(self) -> dict[str, Any]:
+        """torchtune's sample dict: lists under tokens, labels, span_ids, steps, branch."""
+        return {
+            "tokens": self.tokens.tolist(),
+            "labels": self.labels.tolist(),
+            "span_ids": self.span_ids.tolist(),
+            "steps": self.steps.tolist(),
+            "branch": self.branch.tolist(),
+            "id": self.id,
+        }
+
+
+class SpanTokenizer:
+    """torchtune ``Transform`` from a trajectory to tokens that know their span.
+
+    The whole text is rendered as the model sees it at inference, tokenised once, and characters
+    are aligned to tokens by offsets (``docs/method.md``, section 1). A token that straddles a
+    boundary is the agent's if the agent has a character in it (it generates that token whole),
+    else it has its first character's kind.
+
+    Args:
+        tokenizer: :class:`~sad_components.data.tokenizers.OffsetTokenizer`, or torchtune's
+            tiktoken or SentencePiece tokenizers.
+        style: ``chat`` (the tokenizer's template, ChatML without one) or ``plain``.
+        format: transcript format by name; ``auto`` asks each record, then the evidence.
+        max_seq_len: rows longer than this many tokens are cut at a step boundary; None: never.
+        truncate: ``end`` drops the last steps, ``start`` the first ones (the task stays).
+        on_rewrite: what to do when the chat template rewrites earlier turns: ``error``, or
+            ``per_turn`` (one row for each agent turn).
+        add_bos: whether plain style starts with the bos token; None: if the tokenizer has one.
+
+    Raises:
+        ValueError: an option is none of its choices.
+
+    Example:
+        >>> transform = SpanTokenizer(tokenizer, style="plain")
+        >>> sample = transform({"messages": [{"role": "user", "content": "Say hi."},
+        ...                                  {"role": "assistant", "content": "Action: hi"}]})
+        >>> sorted(sample)
+        ['branch', 'id', 'labels', 'span_ids', 'steps', 'tokens']
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        style: str = "chat",
+        format: str = "auto",
+        max_seq_len: int | None = None,
+        truncate: str = "end",
+        on_rewrite: str = "error",
+        add_bos: bool | None = None,
+    ) -> None:
+        _choice("style", style, ("chat", "plain"))
+        _choice("truncate", truncate, ("end", "start"))
+        _choice("on_rewrite", on_rewrite, ("error", "per_turn"))
+        self.tokenizer = as_offset_tokenizer(tokenizer)
+        self.style = style
+        self.format = format
+        self.max_seq_len = max_seq_len
+        self.truncate = truncate
+        self.on_rewrite = on_rewrite
+        has_bos = self.tokenizer.bos_id is not None
+        self.add_bos = (style == "plain" and has_bos) if add_bos is None else add_bos
+        self._apply = None
+        if style == "chat" and self.tokenizer.chat_template:
+            variables = getattr(self.tokenizer, "template_variables", None)
+            self._apply = compile_template(self.tokenizer.chat_template, variables)
+        self._stops = tuple(self.tokenizer.special)
+
+    def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """One row as torchtune's sample dict.
+
+        Raises:
+            TrajectoryError: not a trajectory, nothing to supervise, no step fits, or several rows
+                (``on_rewrite: per_turn``: use :meth:`rows`).
+        """
+        rows = self.rows(self.trajectory(sample))
+        if len(rows) != 1:
+            raise TrajectoryError(
+                f"this trajectory makes {len(rows)} rows (one a turn), but a Transform returns "
+                "one; use SpanTokenizer.rows"
+            )
+        return rows[0].to_sample()
+
+    def trajectory(self, sample: Mapping[str, Any] | Trajectory) -> Trajectory:
+        """The canonical record of a raw row, its format decided."""
+        if isinstance(sample, Trajectory):
+            return sample
+        if self.format != "auto":
+            return to_trajectory(sample, get_format(self.format))
+        if sample.get("format") and "messages" in sample:
+            return Trajectory.from_dict(sample)
+        return to_trajectory(sample, detect([sample])[0])
+
+    def render(self, trajectory: Trajectory) -> list[Rendered]:
+        """The text the model sees, with its spans: one rendering, or one a turn."""
+        spans = segment(trajectory)
+        messages = trajectory.messages
+        if self.style == "plain":
+            dialect = get_format(trajectory.format or self.format).dialect
+            flat = trajectory.meta.get("layout") == FLAT
+            return [render_plain(messages, spans, dialect, flat=flat)]
+        if self._apply is None:
+            return [render_chatml(messages, spans)]
+        try:
+            return [render_template(messages, spans, self._apply, self._stops)]
+        except NotAppendOnly:
+            if self.on_rewrite == "error":
+                raise
+            return render_per_turn(messages, spans, self._apply, self._stops)
+
+    def rows(self, trajectory: Trajectory) -> list[TokenizedTrajectory]:
+        """Tokenised rows, cut to ``max_seq_len``.
+
+        Raises:
+            NotSupervised: no REASON or ACT token, or none left after truncation.
+        """
+        return [self._row(r, trajectory) for r in self.render(trajectory)]
+
+    def _row(self, rendered: Rendered, trajectory: Trajectory) -> TokenizedTrajectory:
+        row = align(rendered, *self.tokenizer.encode(rendered.text, rendered.literal))
+        row.id = trajectory.id
+        row.entropy = trajectory.meta.get("teacher_entropy")
+        if self.add_bos and self.tokenizer.bos_id is not None:
+            row = _with_bos(row, self.tokenizer.bos_id)
+        # the first token of a sequence is predicted by nothing
+        if not _AGENT[row.span_ids[1:]].any():
+            raise NotSupervised(
+                "a trajectory needs at least one REASON or ACT token to learn from; found none "
+                f"in {len(row)} tokens (format {trajectory.format!r})"
+            )
+        if self.max_seq_len is not None and len(row) > self.max_seq_len:
+            row = truncate_steps(row, self.max_seq_len, self.truncate)
+        return row
+
+
+def align(
+    rendered: Rendered, ids: Sequence[int], offsets: Sequence[tuple[int, int]]
+) -> TokenizedTrajectory:
+    """Gives each token the kind and step of its characters (the straddling rule above).
+
+    Args:
+        rendered: text and spans.
+        ids: token ids, length T.
+        offsets: character range of each token, length T; an empty range takes the next character.
+    """
+    length = len(rendered.text)
+    widths = [s.end - s.start for s in rendered.spans]
+    kinds = np.repeat(np.array([s.kind for s in rendered.spans], dtype=np.int8), widths)
+    steps = np.repeat(np.array([s.step for s in rendered.spans], dtype=np.int32), widths)
+    where = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    start = np.minimum(where[:, 0], max(length - 1, 0))
+    end = np.maximum(where[:, 1], start + 1)
+    # first agent character at or behind each position; `length` where there is none
+    positions = np.where(_AGENT[kinds], np.arange(length), length)
+    next_agent = np.minimum.accumulate(positions[::-1])[::-1]
+    chosen = np.where(next_agent[start] < end, next_agent[start], start)
+    branch = np.zeros(len(where), dtype=bool)
+    for span in rendered.spans:
+        if span.branch:
+            branch[np.searchsorted(end, span.start, side="right")] = True
+    return TokenizedTrajectory(
+        np.asarray(ids, dtype=np.int64), kinds[chosen], steps[chosen], branch
+    )
+
+
+def truncate_steps(row: TokenizedTrajectory, limit: int, side: str) -> TokenizedTrajectory:
+    """Drops whole steps so that at most ``limit`` tokens are left; the task (step 0) stays.
+
+    Args:
+        row: the whole row.
+        limit: tokens that may stay.
+        side: ``end`` keeps the first steps, ``start`` the last ones.
+
+    Raises:
+        NotSupervised: not even one step fits behind the task.
+    """
+    agent = _AGENT[row.span_ids]
+    first = int(np.argmax(row.steps > 0)) if (row.steps > 0).any() else len(row)
+    if side == "end":
+        # a step is over where its last agent token is: what follows is the answer to it
+        ends = [
+            int(np.flatnonzero(agent & (row.steps == step))[-1]) + 1
+            for step in np.unique(row.steps[agent])
+        ]
+        fitting = [e for e in ends if e <= limit]
+        kept = row.take(slice(0, max(fitting))) if fitting else None
+    else:
+        starts = [
+            int(np.flatnonzero(row.steps == step)[0]) for step in np.unique(row.steps[agent])
+        ]
+        fitting = [s for s in starts if first + len(row) - s <= limit]
+        index = np.r_[0:first, min(fitting) : len(row)] if fitting else None
+        kept = row.take(index) if index is not None else None
+    if kept is None or not _AGENT[kept.span_ids].any():
+        raise NotSupervised(
+            f"max_seq_len must hold the task and one step; got {limit} for a row of {len(row)} "
+            f"tokens whose task alone has {first}: raise max_seq_len"
+        )
+    kept.truncated = len(row) - len(kept)
+    return kept
+
+
+def _with_bos(row: TokenizedTrajectory, bos: int) -> TokenizedTrajectory:
+    return TokenizedTrajectory(
+        np.insert(row.tokens, 0, bos),
+        np.insert(row.span_ids, 0, SpanKind.CONTEXT),
+        np.insert(row.steps, 0, 0),
+        np.insert(row.branch, 0, False),
+        row.id,
+        row.truncated,
+        row.entropy,
+    )
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}; got {value!r}")
+
