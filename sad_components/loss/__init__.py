@@ -1,0 +1,6 @@
+"""Structured losses: they know tensors, never a tokenizer."""
+
+from sad_components.loss.spec import LossSpec, SpanLoss
+from sad_components.loss.structured import LossOutput, StructuredKDLoss
+
+__all__ = ["LossOutput", "LossSpec", "SpanLoss", "StructuredKDLoss"]
