@@ -1,0 +1,21 @@
+"""Models: read from and written to Hugging Face folders, cut from a teacher, or random."""
+
+from sad_components.models.initialization import init_weights
+from sad_components.models.pretrained import (
+    build_from_hf_folder,
+    cut_student,
+    even_layers,
+    from_pretrained,
+    from_scratch,
+    save_student,
+)
+
+__all__ = [
+    "build_from_hf_folder",
+    "cut_student",
+    "even_layers",
+    "from_pretrained",
+    "from_scratch",
+    "init_weights",
+    "save_student",
+]

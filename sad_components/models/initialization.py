@@ -1,0 +1,36 @@
+"""Random initialisation that depends on a seed alone, not on device or dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, seed: int | None = None, std: float = 0.02) -> nn.Module:
+    """``model`` with matrices drawn from N(0, std), norm scales one, biases zero; in place.
+
+    The numbers are drawn on the CPU in fp32 and then cast, so that one seed gives one model on
+    every device and in every dtype. torch's own default, N(0, 1) for an embedding, makes the
+    logits of a model with tied embeddings start at a scale of sqrt(dim).
+
+    Args:
+        model: any decoder; parameters on the meta device are left alone.
+        seed: seed of a generator of its own; ``None`` draws from torch's global one.
+        std: standard deviation of the normal distribution, > 0.
+
+    Returns:
+        The same ``model``.
+    """
+    generator = None if seed is None else torch.Generator(device="cpu").manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            continue
+        if parameter.dim() >= 2:
+            noise = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+            parameter.copy_(noise.normal_(0.0, std, generator=generator))
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            parameter.fill_(1.0)
+    return model

@@ -1,0 +1,223 @@
+"""torchtune decoders out of Hugging Face folders, whole or cut, and back into them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchtune.modules import TransformerDecoder
+from torchtune.training.precision import PRECISION_STR_TO_DTYPE
+
+from sad_components.models.checkpoint import (
+    CONFIG_FILE,
+    load_hf_config,
+    load_hf_folder,
+    save_hf_folder,
+)
+from sad_components.models.families import family_of_config, family_of_model
+from sad_components.models.initialization import init_weights
+
+_LAYER = re.compile(r"^layers\.(\d+)\.")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def from_pretrained(
+    path: str | Path,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> TransformerDecoder:
+    """The decoder stored in a folder in Hugging Face format, of any known family.
+
+    Rotary tables stay in fp32 whatever ``dtype`` is.
+
+    Args:
+        path: the folder.
+        dtype: of the parameters, a torch dtype or ``bf16``, ``fp32``, ..; ``None``: torch's
+            default dtype.
+        device: where it is built; ``None``: torch's default device.
+
+    Raises:
+        ValueError: the folder or its config is not readable, or its weights do not fit it.
+    """
+    return build_from_hf_folder(path, dtype=dtype, device=device)[0]
+
+
+def build_from_hf_folder(
+    path: str | Path,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[TransformerDecoder, dict[str, Any]]:
+    """As :func:`from_pretrained`, with the content of ``config.json``."""
+    checkpoint = load_hf_folder(path)
+    family = family_of_config(checkpoint.config)
+    state_dict = family.to_tune(checkpoint.state_dict, checkpoint.config)
+    return _assemble(checkpoint.config, state_dict, dtype, device, path), checkpoint.config
+
+
+def cut_student(
+    path: str | Path,
+    num_layers: int | None = None,
+    layers: Sequence[int] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> TransformerDecoder:
+    """A student with some of a teacher's layers, all its weights copied from the teacher.
+
+    Args:
+        path: the teacher's folder in Hugging Face format.
+        num_layers: how many layers, evenly chosen by :func:`even_layers`.
+        layers: which layers, 0-based and ascending; instead of ``num_layers``.
+        dtype: see :func:`from_pretrained`.
+        device: see :func:`from_pretrained`.
+
+    Raises:
+        ValueError: both or neither of ``num_layers`` and ``layers``; layers that the teacher
+            does not have, repeated or out of order; and what :func:`from_pretrained` raises.
+    """
+    if (num_layers is None) == (layers is None):
+        raise ValueError("a student is cut by exactly one of num_layers and layers")
+    checkpoint = load_hf_folder(path)
+    family = family_of_config(checkpoint.config)
+    depth = checkpoint.config[family.layers_key]
+    kept = even_layers(depth, num_layers) if layers is None else _checked_layers(depth, layers)
+    position = {layer: new for new, layer in enumerate(kept)}
+    student = {}
+    for name, tensor in family.to_tune(checkpoint.state_dict, checkpoint.config).items():
+        match = _LAYER.match(name)
+        if match is None:
+            student[name] = tensor
+        elif int(match[1]) in position:
+            student[f"layers.{position[int(match[1])]}.{name[match.end() :]}"] = tensor
+    config = {**checkpoint.config, family.layers_key: len(kept)}
+    return _assemble(config, student, dtype, device, path)
+
+
+def even_layers(depth: int, num_layers: int) -> list[int]:
+    """``num_layers`` of ``depth`` layers, evenly spaced, the first and the last among them.
+
+    Layer ``i`` is ``i (depth - 1) / (num_layers - 1)`` rounded to the nearest integer, halves
+    up; a single layer is the first.
+
+    Raises:
+        ValueError: fewer than one layer, or more than there are.
+
+    >>> even_layers(30, 6)
+    [0, 6, 12, 17, 23, 29]
+    """
+    if not 1 <= num_layers <= depth:
+        raise ValueError(
+            f"the teacher has {depth} layers: a cut keeps 1 to {depth}, not {num_layers}"
+        )
+    gaps = max(num_layers - 1, 1)
+    return [(2 * i * (depth - 1) + gaps) // (2 * gaps) for i in range(num_layers)]
+
+
+def from_scratch(
+    config: str | Path | Mapping[str, Any],
+    seed: int = 0,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> TransformerDecoder:
+    """A decoder with random weights N(0, 0.02) that depend on ``seed`` alone.
+
+    Args:
+        config: content of a Hugging Face ``config.json``, or a folder that holds one.
+        seed: of the weights.
+        dtype: see :func:`from_pretrained`.
+        device: see :func:`from_pretrained`.
+
+    Raises:
+        ValueError: an unknown family, or a config it cannot express.
+    """
+    hf_config = dict(config) if isinstance(config, Mapping) else load_hf_config(config)
+    with torch.device("cpu"):
+        model = family_of_config(hf_config).build(hf_config)
+    _cast_parameters(init_weights(model, seed), _as_dtype(dtype))
+    return model.to(torch.get_default_device() if device is None else device)
+
+
+def save_student(
+    model: nn.Module,
+    out_dir: str | Path,
+    tokenizer_dir: str | Path | None = None,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
+    """Writes ``model`` as a folder in Hugging Face format that transformers loads; its path.
+
+    The config is read from the model's own modules, so that a student built by any means can be
+    saved. See :func:`sad_components.models.checkpoint.save_hf_folder` for what happens to an
+    older checkpoint there.
+
+    Args:
+        model: a decoder of a known family.
+        out_dir: the folder to make or replace.
+        tokenizer_dir: folder whose tokenizer files are copied; the ids of its special tokens go
+            into the config where it has a ``config.json``.
+        state_dict: the full weights under torchtune's names, where the model's own are sharded.
+
+    Raises:
+        ValueError: no family has the structure of ``model``; and see ``save_hf_folder``.
+    """
+    family = family_of_model(model)
+    weights = model.state_dict() if state_dict is None else state_dict
+    config = family.hf_config(model)
+    config.update(dict.fromkeys(_TOKEN_IDS))
+    if tokenizer_dir is not None and (Path(tokenizer_dir) / CONFIG_FILE).is_file():
+        reference = load_hf_config(tokenizer_dir)
+        config.update({key: reference.get(key) for key in _TOKEN_IDS})
+    config["torch_dtype"] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    return save_hf_folder(out_dir, family.to_hf(weights, config), config, tokenizer_dir)
+
+
+def _assemble(
+    config: Mapping[str, Any],
+    state_dict: Mapping[str, torch.Tensor],
+    dtype: str | torch.dtype | None,
+    device: str | torch.device | None,
+    path: str | Path,
+) -> TransformerDecoder:
+    """The decoder of ``config`` holding copies of ``state_dict``, never initialised twice."""
+    target = torch.get_default_device() if device is None else torch.device(device)
+    with torch.device("meta"):
+        model = family_of_config(config).build(config)
+    tensors = {k: v.to(target, _as_dtype(dtype), copy=True) for k, v in state_dict.items()}
+    try:
+        model.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {path} do not fit its {CONFIG_FILE}: {error}") from error
+    with target:
+        for module in model.modules():
+            if hasattr(module, "rope_init"):
+                module.rope_init()
+    return model
+
+
+def _checked_layers(depth: int, layers: Sequence[int]) -> list[int]:
+    kept = list(layers)
+    ascending = all(a < b for a, b in pairwise(kept))
+    if not kept or not ascending or kept[0] < 0 or kept[-1] >= depth:
+        raise ValueError(
+            f"layers must be ascending, each once, from 0 to {depth - 1} (the teacher has {depth} "
+            f"layers); got {kept}"
+        )
+    return kept
+
+
+def _cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _as_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    if dtype is None:
+        return torch.get_default_dtype()
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in PRECISION_STR_TO_DTYPE:
+        raise ValueError(f"dtype must be one of {sorted(PRECISION_STR_TO_DTYPE)}; got {dtype!r}")
+    return PRECISION_STR_TO_DTYPE[dtype]
