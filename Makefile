@@ -1,0 +1,61 @@
+# make quickstart   install, fetch the demo teacher, distil a student, show before and after
+# make test         install what the tests need and run the fast suite with coverage
+# make lint         ruff
+# make clean        remove .venv, build outputs and caches (never runs or models)
+#
+# Variables:
+#   PYTHON=python3.12     the interpreter .venv is made of; 3.11 or later
+#   HOUSEHOLD=0           leave ALFWorld's engine out of `make test` (it needs a C++ compiler)
+#   TORCH_INDEX=<url>     a package index with torch's CPU build. PyPI's Linux build brings CUDA,
+#                         several GB; without a GPU use
+#                         TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+ifndef PYTHON
+PYTHON := $(firstword $(foreach p,python3.11 python3 python3.12 python3.13,$(shell \
+  $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+endif
+HOUSEHOLD ?= 1
+TORCH_INDEX ?=
+QUICKSTART_CONFIG ?= smollm2/135M_to_15layers_structured_kd
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+EXTRAS := dev$(if $(filter-out 0,$(HOUSEHOLD)),$(comma)household)
+comma := ,
+
+INSTALLED := $(VENV)/.installed
+# One stamp for each choice of extras, so that changing HOUSEHOLD installs again.
+TEST_INSTALLED := $(VENV)/.installed-test-$(HOUSEHOLD)
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/sad fetch-demo
+	$(BIN)/tune run recipes/structured_kd.py --config $(QUICKSTART_CONFIG)
+
+test: $(TEST_INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" --cov=sad_components --cov-report=term
+
+lint: $(TEST_INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/pyvenv.cfg:
+	$(if $(PYTHON),,$(error no Python 3.11 or later found; give one: make PYTHON=/path/to/python3))
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(PIP) -c constraints.txt --index-url $(TORCH_INDEX) torch)
+
+$(INSTALLED): $(VENV)/pyvenv.cfg pyproject.toml setup.py constraints.txt
+	@echo "Installing torchtune-sad and its dependencies into $(VENV) (some minutes) ..."
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(TEST_INSTALLED): $(VENV)/pyvenv.cfg pyproject.toml setup.py constraints.txt
+	@echo "Installing torchtune-sad with [$(EXTRAS)] into $(VENV) (some minutes) ..."
+	$(PIP) -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $(INSTALLED) $@
