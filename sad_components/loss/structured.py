@@ -17,6 +17,7 @@ from sad_components.loss.functional import (
     entropy,
     forward_kl,
 )
+from sad_components.loss.hidden import HiddenRows
 from sad_components.loss.spec import NUM_KINDS, LossSpec, SpanLoss
 
 
@@ -133,6 +134,36 @@ class StructuredKDLoss(nn.Module):
             chosen = self.spec.supervised(span_ids_N, branch_N)
             sums = span_sums(student_NV, teacher_NV, targets_N, kinds_N, chosen)
         return LossOutput(total, sums)
+
+    def from_hidden(
+        self,
+        student: HiddenRows,
+        teacher: HiddenRows | None,
+        targets_N: Tensor,
+        span_ids_N: Tensor,
+        branch_N: Tensor | None = None,
+        *,
+        counts: Tensor,
+        weights_N: Tensor | None = None,
+    ) -> LossOutput:
+        """The same loss from hidden states: what recipes call. Here all logits are made at once.
+
+        Args:
+            student: the student's rows; gradients flow into its hidden states and head.
+            teacher: the teacher's rows, or None.
+            targets_N, span_ids_N, branch_N, counts, weights_N: as in :meth:`forward`.
+        """
+        with torch.no_grad():
+            teacher_NV = None if teacher is None else teacher.logits()
+        return self(
+            student.logits(),
+            teacher_NV,
+            targets_N,
+            span_ids_N,
+            branch_N,
+            counts=counts,
+            weights_N=weights_N,
+        )
 
 
 def _span_loss(
