@@ -1,1 +1,20 @@
 """From trajectories to batches: rendering, tokens with their spans, datasets, collation."""
+
+from sad_components.data.batch import Batch, StepOrder, collate, micro_batches
+from sad_components.data.dataset import DataReport, TrajectoryDataset, resolve_source
+from sad_components.data.tokenizers import HFTokenizer, OffsetTokenizer
+from sad_components.data.transform import SpanTokenizer, TokenizedTrajectory
+
+__all__ = [
+    "Batch",
+    "DataReport",
+    "HFTokenizer",
+    "OffsetTokenizer",
+    "SpanTokenizer",
+    "StepOrder",
+    "TokenizedTrajectory",
+    "TrajectoryDataset",
+    "collate",
+    "micro_batches",
+    "resolve_source",
+]

@@ -100,9 +100,7 @@ def render_plain(
     return out.finish()
 
 
-def render_chatml(
-    messages: Sequence[Message], content_spans: Sequence[Sequence[Span]]
-) -> Rendered:
+def render_chatml(messages: Sequence[Message], content_spans: Sequence[Sequence[Span]]) -> Rendered:
     """ChatML, for models without a template of their own and for looking at spans."""
     out = Rendered()
     steps = turn_steps(messages, content_spans)
@@ -151,7 +149,9 @@ def render_template(
             if not whole.startswith(prompt):  # e.g. an empty think block written for the agent
                 prompt = _common_prefix(prompt, whole)
             out.add(prompt[len(out.text) :], SpanKind.CONTEXT)
-            _place_agent_turn(out, whole[len(out.text) :], message, spans, steps[index], stop_tokens, index)
+            _place_agent_turn(
+                out, whole[len(out.text) :], message, spans, steps[index], stop_tokens, index
+            )
         else:
             _place_other_turn(out, whole[len(out.text) :], message, spans, index)
     return out.finish()
@@ -179,7 +179,9 @@ def render_per_turn(
         whole = apply(records[: index + 1], False)
         prompt = _common_prefix(prompt, whole)
         out.add(prompt, SpanKind.CONTEXT, literal=True)
-        _place_agent_turn(out, whole[len(prompt) :], message, spans, steps[index], stop_tokens, index)
+        _place_agent_turn(
+            out, whole[len(prompt) :], message, spans, steps[index], stop_tokens, index
+        )
         out.literal = [r for r in out.literal if r != (0, len(prompt))]
         rows.append(out.finish())
     return rows
@@ -339,9 +341,7 @@ def _trimmed(text: str, spans: Sequence[Span], piece: str) -> tuple[str, list[Sp
 
 def _stop_end(piece: str, position: int, stop_tokens: Sequence[str]) -> int:
     """End of the agent's share of ``piece``: behind the first stop token, else all of it."""
-    ends = [
-        found + len(stop) for stop in stop_tokens if (found := piece.find(stop, position)) >= 0
-    ]
+    ends = [found + len(stop) for stop in stop_tokens if (found := piece.find(stop, position)) >= 0]
     return min(ends) if ends else len(piece)
 
 

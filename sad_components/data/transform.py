@@ -263,9 +263,7 @@ def truncate_steps(row: TokenizedTrajectory, limit: int, side: str) -> Tokenized
         fitting = [e for e in ends if e <= limit]
         kept = row.take(slice(0, max(fitting))) if fitting else None
     else:
-        starts = [
-            int(np.flatnonzero(row.steps == step)[0]) for step in np.unique(row.steps[agent])
-        ]
+        starts = [int(np.flatnonzero(row.steps == step)[0]) for step in np.unique(row.steps[agent])]
         fitting = [s for s in starts if first + len(row) - s <= limit]
         index = np.r_[0:first, min(fitting) : len(row)] if fitting else None
         kept = row.take(index) if index is not None else None
@@ -293,4 +291,3 @@ def _with_bos(row: TokenizedTrajectory, bos: int) -> TokenizedTrajectory:
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is one of {', '.join(choices)}; got {value!r}")
-

@@ -1,0 +1,1 @@
+"""What recipes share: configs checked, components built, runs saved, ranks joined."""

@@ -1,0 +1,100 @@
+"""Configs: keys that nobody reads are errors, and components are built with clear messages."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torchtune import config as tune_config
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; says which key, what was found and what would do."""
+
+
+def check_keys(cfg: DictConfig, allowed: Iterable[str], where: str = "the config") -> None:
+    """Raises :class:`ConfigError` for a key that nobody reads, naming the nearest one."""
+    known = sorted(allowed)
+    unknown = [str(key) for key in cfg if key not in known]
+    if unknown:
+        hints = "; ".join(f"{key!r}{_nearest(key, known)}" for key in unknown)
+        raise ConfigError(
+            f"nobody reads these keys of {where}: {hints}. Known keys: {', '.join(known)}"
+        )
+
+
+def build(node: DictConfig | None, where: str, *args: Any, **kwargs: Any) -> Any:
+    """The component that a config node names; ``None`` for a null node.
+
+    Args:
+        node: mapping with ``_component_`` and the component's keyword arguments.
+        where: the node's name in the config, for messages.
+        args: positional arguments in front.
+        kwargs: keyword arguments that the recipe adds.
+
+    Raises:
+        ConfigError: no ``_component_``, a path that does not import, or an argument that the
+            component does not take (the nearest is named).
+    """
+    if node is None:
+        return None
+    if not OmegaConf.is_dict(node) or "_component_" not in node:
+        raise ConfigError(f"{where} needs a _component_ (a dotted path); got {node!r:.120}")
+    component = _import(node["_component_"], where)
+    _check_arguments(component, node, kwargs, where)
+    return tune_config.instantiate(node, *args, **kwargs)
+
+
+def _import(path: str, where: str) -> Any:
+    module, _, name = str(path).rpartition(".")
+    if not module:
+        raise ConfigError(f"{where}._component_ is a dotted path; got {path!r}")
+    tried = module
+    while tried:
+        try:
+            found = import_module(tried)
+            break
+        except ModuleNotFoundError as error:
+            if error.name is None or not (
+                tried == error.name or tried.startswith(error.name + ".")
+            ):
+                raise ConfigError(
+                    f"{where}._component_ {path!r} does not import: {error} (install what it needs)"
+                ) from error
+            tried = tried.rpartition(".")[0]
+    else:
+        raise ConfigError(f"{where}._component_ {path!r} does not import: no module {module!r}")
+    for part in f"{module}.{name}"[len(tried) + 1 :].split("."):
+        if not hasattr(found, part):
+            near = _nearest(part, [n for n in dir(found) if not n.startswith("_")])
+            raise ConfigError(
+                f"{where}._component_ {path!r} does not import: {tried} has no {part!r}{near}"
+            )
+        found = getattr(found, part)
+    return found
+
+
+def _check_arguments(component: Any, node: DictConfig, added: dict, where: str) -> None:
+    try:
+        parameters = inspect.signature(component).parameters
+    except (TypeError, ValueError):
+        return  # a builtin without a signature: it checks its own arguments
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    given = [str(k) for k in node if k != "_component_"]
+    unknown = [k for k in given if k not in parameters]
+    if unknown:
+        known = [k for k in parameters if k not in added and k != "self"]
+        hints = "; ".join(f"{k!r}{_nearest(k, known)}" for k in unknown)
+        raise ConfigError(
+            f"{where}: {node['_component_']} takes no {hints}. It takes: {', '.join(known)}"
+        )
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,57 @@
+"""One process or several: ranks, sums over ranks, and the end of it."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchtune import training
+
+
+def start(device: torch.device) -> tuple[int, int]:
+    """Joins the process group that ``tune run --nproc_per_node N`` prepared; ``(rank, world)``.
+
+    gloo on CPU, nccl on CUDA. Without torchrun's variables nothing is started: ``(0, 1)``.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return 0, 1
+    if not dist.is_initialized():
+        backend = training.get_distributed_backend(device.type)
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    return dist.get_rank(), dist.get_world_size()
+
+
+def stop() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """``value`` summed over ranks, in place; itself when there is one rank."""
+    if dist.is_initialized():
+        dist.all_reduce(value, op=dist.ReduceOp.SUM)
+    return value
+
+
+def sum_gradients(model: nn.Module) -> None:
+    """Sums every parameter's gradient over ranks; a rank without one contributes 0.
+
+    Sums, not means: the loss is already divided by the whole step's token counts.
+    """
+    if not dist.is_initialized():
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad, op=dist.ReduceOp.SUM)
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
