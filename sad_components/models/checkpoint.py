@@ -124,13 +124,12 @@ def save_hf_folder(
     Raises:
         ValueError: ``path`` holds other things than a checkpoint, or ``tokenizer_dir`` holds no
             tokenizer.
-        OSError: the file system refuses.
-        safetensors.SafetensorError: the weights cannot be written (a full disk, too).
+        OSError: the file system refuses: no space left, no permission, ...
     """
     tokenizer_files = [] if tokenizer_dir is None else _tokenizer_files(Path(tokenizer_dir))
     with replace_folder(path) as folder:
         tensors = {k: v.detach().to("cpu").contiguous() for k, v in state_dict.items()}
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        _save_weights(tensors, folder / WEIGHTS_FILE)
         for source in tokenizer_files:
             shutil.copyfile(source, folder / source.name)
         text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
@@ -174,6 +173,13 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
             previous.rename(target)
         raise
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _save_weights(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{file.name} could not be written, nothing was replaced: {error}") from error
 
 
 def _check_replaceable(target: Path) -> None:

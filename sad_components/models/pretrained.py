@@ -53,10 +53,8 @@ def build_from_hf_folder(
     device: str | torch.device | None = None,
 ) -> tuple[TransformerDecoder, dict[str, Any]]:
     """As :func:`from_pretrained`, with the content of ``config.json``."""
-    checkpoint = load_hf_folder(path)
-    family = family_of_config(checkpoint.config)
-    state_dict = family.to_tune(checkpoint.state_dict, checkpoint.config)
-    return _assemble(checkpoint.config, state_dict, dtype, device, path), checkpoint.config
+    config, state_dict, _ = _load(path)
+    return _assemble(config, state_dict, dtype, device, path), config
 
 
 def cut_student(
@@ -81,19 +79,17 @@ def cut_student(
     """
     if (num_layers is None) == (layers is None):
         raise ValueError("a student is cut by exactly one of num_layers and layers")
-    checkpoint = load_hf_folder(path)
-    family = family_of_config(checkpoint.config)
-    depth = checkpoint.config[family.layers_key]
+    config, state_dict, depth = _load(path)
     kept = even_layers(depth, num_layers) if layers is None else _checked_layers(depth, layers)
     position = {layer: new for new, layer in enumerate(kept)}
     student = {}
-    for name, tensor in family.to_tune(checkpoint.state_dict, checkpoint.config).items():
+    for name, tensor in state_dict.items():
         match = _LAYER.match(name)
         if match is None:
             student[name] = tensor
         elif int(match[1]) in position:
             student[f"layers.{position[int(match[1])]}.{name[match.end() :]}"] = tensor
-    config = {**checkpoint.config, family.layers_key: len(kept)}
+    config[family_of_config(config).layers_key] = len(kept)
     return _assemble(config, student, dtype, device, path)
 
 
@@ -172,6 +168,15 @@ def save_student(
         config.update({key: reference.get(key) for key in _TOKEN_IDS})
     config["torch_dtype"] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     return save_hf_folder(out_dir, family.to_hf(weights, config), config, tokenizer_dir)
+
+
+def _load(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], int]:
+    """A folder's config, its weights under torchtune's names, and its number of layers."""
+    checkpoint = load_hf_folder(path)
+    family = family_of_config(checkpoint.config)
+    with torch.device("meta"):  # refuses a config that the family cannot express
+        depth = len(family.build(checkpoint.config).layers)
+    return checkpoint.config, family.to_tune(checkpoint.state_dict, checkpoint.config), depth
 
 
 def _assemble(

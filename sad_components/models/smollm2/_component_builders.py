@@ -24,7 +24,7 @@ def smollm2(
     embed_dim: int,
     intermediate_dim: int,
     max_seq_len: int = 8192,
-    rope_base: int = 100_000,
+    rope_base: float = 100_000,
     norm_eps: float = 1e-5,
     attn_dropout: float = 0.0,
     tie_word_embeddings: bool = True,

@@ -32,9 +32,11 @@ def smollm2_from_hf_config(config: Mapping[str, Any]) -> TransformerDecoder:
         ValueError: a missing setting, or one that this decoder cannot express (biases, scaled
             rotary positions, a head width other than hidden_size / num_attention_heads, ..).
     """
-    missing = [key for key in _REQUIRED if key not in config]
-    if missing:
-        raise ValueError(f"a llama config must set {', '.join(_REQUIRED)}; missing: {missing}")
+    for key in _REQUIRED:
+        if not isinstance(config.get(key), int) or config[key] < 1:
+            raise ValueError(
+                f"a llama config must set {key} to an integer > 0; got {config.get(key)!r}"
+            )
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
             raise ValueError(
