@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sad_components.spans import Span, SpanKind, merge
+from sad_components.spans import AGENT_KINDS, Span, SpanKind, merge
 from sad_components.trajectory import Message, Trajectory, TrajectoryError
 
 
@@ -105,6 +105,10 @@ class Format:
         """Canonical record from a row whose shape :meth:`row_evidence` recognised."""
         raise TrajectoryError(f"format {self.name!r} has no row shape of its own")
 
+    def notes(self, messages: Sequence[Message]) -> list[str]:
+        """What the user should know of a row that was cut, one clause each; default: nothing."""
+        return []
+
 
 def messages_from_spans(text: str, spans: Sequence[Span]) -> list[Message]:
     """Chat messages whose contents, joined, are exactly ``text``.
@@ -113,14 +117,14 @@ def messages_from_spans(text: str, spans: Sequence[Span]) -> list[Message]:
     speaker changes.
     """
     messages: list[Message] = []
-    for span in spans:
-        agent = span.kind in (SpanKind.REASON, SpanKind.ACT)
-        role = "assistant" if agent else "user"
-        piece = text[span.start : span.end]
-        if messages and messages[-1].role == role:
-            messages[-1].content = messages[-1].text + piece
-        else:
-            messages.append(Message(role=role, content=piece))
+    start = 0
+    for index, span in enumerate(spans):
+        agent = span.kind in AGENT_KINDS
+        last = index + 1 == len(spans)
+        if last or (spans[index + 1].kind in AGENT_KINDS) != agent:
+            role = "assistant" if agent else "user"
+            messages.append(Message(role=role, content=text[start : span.end]))
+            start = span.end
     return messages
 
 
@@ -145,15 +149,25 @@ class StepCounter:
         return step
 
 
-def cover(text: str, spans: Sequence[Span], fill: SpanKind = SpanKind.CONTEXT) -> list[Span]:
-    """``spans`` with every gap of ``text`` filled by spans of kind ``fill`` (step 0)."""
+def cover(text: str, agent: Sequence[Span], prompts: Sequence[Span] = ()) -> list[Span]:
+    """Spans over all of ``text`` from those of the agent.
+
+    Text before the first of them is CONTEXT, a later gap is OBSERVATION of the step before it.
+
+    Args:
+        text: the whole transcript.
+        agent: REASON and ACT spans, in order.
+        prompts: CONTEXT spans that the harness wrote inside the episode (``"> "``), in order.
+    """
     out: list[Span] = []
-    position = 0
-    for span in spans:
-        if span.start > position:
-            out.append(Span(position, span.start, fill))
+    position, step = 0, 0
+    for span in sorted((*agent, *prompts), key=lambda s: s.start):
+        out.append(_gap(position, span.start, step))
         out.append(span)
-        position = span.end
-    if position < len(text):
-        out.append(Span(position, len(text), fill))
+        position, step = span.end, span.step or step
+    out.append(_gap(position, len(text), step))
     return merge(out)
+
+
+def _gap(start: int, end: int, step: int) -> Span:
+    return Span(start, end, SpanKind.OBSERVATION if step else SpanKind.CONTEXT, step)

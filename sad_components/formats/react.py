@@ -1,32 +1,58 @@
 """ReAct: ``Thought:`` / ``Action:`` / ``Observation:``, numbered or not, as text or as chat turns.
 
-In text the agent generates the ``Thought n:`` and ``Action n:`` markers; the harness writes
-``Observation n:``. In chat turns an assistant turn is ``Thought: ..`` then ``Action: ..``, either
-of which may be missing, and the environment answers in a user or tool turn.
+The agent generates the ``Thought n:`` and ``Action n:`` markers and the newline that ends the
+action; the harness writes ``Observation n:``. KnowAgent's ``ActionPath n:``, a planning trace that
+the agent writes before its thought, is REASON; ``Final Answer:`` is an action.
+
+In text, quoted marker lines are told from real ones by the harness's habits (``_markers``). In chat
+turns roles decide: each marker opens its section in the agent's own turn; text before an action
+is REASON, text with no marker at all is what the agent says instead of acting, ACT. An
+``Observation:`` in the agent's own turn was made up by it: it is neither an observation nor worth
+learning (the student would learn the environment's lines), so that section is CONTEXT, up to the
+next marker of the agent; the row carries a note.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 
-from sad_components.formats.base import Dialect, Evidence, Format, StepCounter, cover
+from sad_components.formats._chat import ChatFormat, Piece
+from sad_components.formats._chatml import is_chatml, segment_chatml
+from sad_components.formats._markers import (
+    Mark,
+    group_turns,
+    numbered_turns,
+    spans_of_turns,
+    unnumbered_turns,
+)
+from sad_components.formats.base import Dialect, Evidence, cover
 from sad_components.formats.registry import register_format
 from sad_components.spans import Span, SpanKind, merge
-from sad_components.trajectory import Message
+from sad_components.trajectory import Message, TrajectoryError
 
-_MARKER = re.compile(
-    r"^[ \t]*(?P<word>Thought|Action|Observation)(?:[ \t]+(?P<number>\d+))?[ \t]*:", re.MULTILINE
-)
 _KIND = {
     "Thought": SpanKind.REASON,
+    "ActionPath": SpanKind.REASON,
     "Action": SpanKind.ACT,
+    "Final Answer": SpanKind.ACT,
     "Observation": SpanKind.OBSERVATION,
 }
+_WORDS = "|".join(_KIND)
+_MARKER = re.compile(
+    rf"(?:^|(?<=### Response:))[ \t]*(?P<word>{_WORDS})(?:[ \t]+(?P<number>\d{{1,6}}))?[ \t]*:",
+    re.MULTILINE,
+)
+_RESPONSE = re.compile(r"^### Response:", re.MULTILINE)
+_FIRST = re.compile(r"(?P<word>ActionPath|Thought|Action)[ \t]+(?P<number>1)[ \t]*:")
+_GLUED_ACTION = re.compile(r"(?<=\s)Action[ \t]*:[ \t]*\w+[\[(]")
+_FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
+_ENDS = re.compile(r"Final Answer|\w+(?:[ \t]+\d+)?[ \t]*:\s*finish\s*\[", re.IGNORECASE)
 
 
 @register_format
-class ReAct(Format):
+class ReAct(ChatFormat):
     """``Thought n:`` / ``Action n:`` / ``Observation n:``, in text or in chat turns."""
 
     name = "react"
@@ -35,58 +61,125 @@ class ReAct(Format):
         reason="Thought:", act="Action:", observation="Observation:", thought_optional=True
     )
 
+    # -- text -----------------------------------------------------------------------------
     def text_evidence(self, text: str) -> Evidence:
+        if is_chatml(text):
+            turns = [m for m in _MARKER.finditer(text) if m["word"] != "Observation"]
+            return Evidence(0.9 if turns else 0.0, f"ChatML with {len(turns)} ReAct markers")
         words = [m["word"] for m in _MARKER.finditer(text)]
-        count = {w: words.count(w) for w in _KIND}
+        count = {w: words.count(w) for w in ("Thought", "Action", "Observation")}
         why = ", ".join(f"{n} '{w}:' lines" for w, n in count.items())
-        return Evidence(1.0 if count["Thought"] and count["Action"] else 0.0, why)
+        if count["Thought"] and (count["Action"] or count["Observation"]):
+            return Evidence(1.0, why)
+        if count["Action"] and count["Observation"]:
+            return Evidence(0.8, why)
+        return Evidence(0.3 if count["Thought"] or count["Action"] else 0.0, why)
 
     def segment_text(self, text: str) -> list[Span]:
-        steps = StepCounter()
-        spans = []
-        marks = list(_MARKER.finditer(text))
-        previous = SpanKind.CONTEXT
-        for index, mark in enumerate(marks):
-            end = marks[index + 1].start() if index + 1 < len(marks) else len(text)
-            kind = _KIND[mark["word"]]
-            if kind is SpanKind.REASON:
-                step = steps.reason()
-            elif kind is SpanKind.ACT:
-                step = steps.act()
-            else:
-                step = steps.step
-            turn_opens = previous not in (SpanKind.REASON, SpanKind.ACT)
-            branch = turn_opens and kind in (SpanKind.REASON, SpanKind.ACT)
-            spans.append(Span(mark.start(), end, kind, step, branch))
-            previous = kind
-        return cover(text, spans)
+        if is_chatml(text):
+            return segment_chatml(self, text)
+        marks = find_marks(text)
+        turns = group_turns(marks)
+        choose = numbered_turns if _is_numbered(marks) else unnumbered_turns
+        chosen = choose(text, turns, lambda action: bool(_ENDS.match(action)))
+        if not chosen:
+            raise TrajectoryError("no line opens with 'Thought:' or 'Action:', so nothing is cut")
+        spans = cover(text, spans_of_turns(text, chosen, branch=self.dialect.thought_optional))
+        last = chosen[-1].marks[-1]
+        if last.kind is SpanKind.ACT and _ENDS.match(text, last.start):
+            spans = _noise_after_finish(text, spans)
+        return spans
 
+    # -- chat -----------------------------------------------------------------------------
     def message_evidence(self, messages: Sequence[Message]) -> Evidence:
-        turns = [m.text for m in messages if m.role == "assistant" and m.text.strip()]
-        fitting = sum(bool(re.search(r"^[ \t]*Action(?:[ \t]+\d+)?[ \t]*:", t, re.M)) for t in turns)
-        why = f"{fitting} of {len(turns)} assistant turns have an 'Action:' line"
-        return Evidence(fitting / len(turns) if turns else 0.0, why)
+        return self.turn_evidence(messages, "a 'Thought:' or 'Action:' line")
 
-    def content_spans(self, messages: Sequence[Message]) -> list[list[Span]]:
-        steps = StepCounter()
-        return [self._turn(m, steps) for m in messages]
+    def is_turn(self, text: str) -> bool:
+        return any(m["word"] != "Observation" for m in _MARKER.finditer(text))
 
-    def _turn(self, message: Message, steps: StepCounter) -> list[Span]:
+    def cut_turn(self, message: Message) -> list[Piece]:
         text = message.text
-        if not text:
+        marks = _turn_marks(text)
+        acts = any(m.kind is SpanKind.ACT for m in marks) or bool(message.tool_calls)
+        if not marks:
+            return [Piece(len(text), SpanKind.REASON if acts else SpanKind.ACT)]
+        pieces = []
+        if text[: marks[0].start].strip():
+            pieces.append(Piece(marks[0].start, SpanKind.REASON if acts else marks[0].kind))
+        ends = [m.start for m in marks[1:]] + [len(text)]
+        for mark, end in zip(marks, ends, strict=True):
+            made_up = mark.kind is SpanKind.OBSERVATION
+            pieces.append(Piece(end, SpanKind.CONTEXT if made_up else mark.kind))
+        return pieces
+
+    def notes(self, messages: Sequence[Message]) -> list[str]:
+        made_up = sum(
+            any(mark.kind is SpanKind.OBSERVATION for mark in _turn_marks(m.text))
+            for m in messages
+            if m.role == "assistant"
+        )
+        if not made_up:
             return []
-        if message.role != "assistant":
-            before_agent = steps.step == 0 or message.role in ("system", "developer")
-            kind = SpanKind.CONTEXT if before_agent else SpanKind.OBSERVATION
-            return [Span(0, len(text), kind, 0 if before_agent else steps.step)]
-        mark = next((m for m in _MARKER.finditer(text) if m["word"] == "Action"), None)
-        cut = mark.start() if mark else len(text)
-        if not message.is_learnt:
-            steps.act()
-            return [Span(0, len(text), SpanKind.CONTEXT, steps.step)]
-        spans = []
-        if cut:
-            spans.append(Span(0, cut, SpanKind.REASON, steps.reason(), branch=True))
-        if mark:
-            spans.append(Span(cut, len(text), SpanKind.ACT, steps.act(), branch=not cut))
-        return merge(spans)
+        return [f"{made_up} agent turn(s) with a made-up 'Observation:', which is not learnt"]
+
+
+def find_marks(text: str) -> list[Mark]:
+    """Marker lines of a flat transcript, from the Alpaca response header on if there is one."""
+    header = _RESPONSE.search(text)
+    marks = [_mark(m) for m in _MARKER.finditer(text, header.start() if header else 0)]
+    numbered = [m for m in marks if m.number is not None]
+    if not numbered or len(numbered) * 2 < len(marks):
+        return marks
+    first = next((m for m in numbered if m.number == 1), None)
+    glued = _FIRST.search(text, 0, first.start if first else len(text))
+    if glued and (first is None or first.word != glued["word"]):
+        numbered.insert(0, _mark(glued))
+        numbered.sort()
+    return numbered
+
+
+def _mark(match: re.Match[str]) -> Mark:
+    number = match["number"]
+    return Mark(
+        match.start("word"),
+        match.end(),
+        match["word"],
+        _KIND[match["word"]],
+        int(number) if number else None,
+    )
+
+
+def _is_numbered(marks: Sequence[Mark]) -> bool:
+    return bool(marks) and marks[0].number is not None
+
+
+def _turn_marks(text: str) -> list[Mark]:
+    """The markers of an agent turn; a marker line inside a closed fenced block is data."""
+    marks = [_mark(m) for m in _MARKER.finditer(text)]
+    fences = [m.start() for m in _FENCE.finditer(text)]
+    blocks = list(zip(fences[::2], fences[1::2], strict=False))
+    marks = [m for m in marks if not _inside(m.start, blocks)]
+    if marks and all(m.kind is SpanKind.REASON for m in marks):
+        for glued in _GLUED_ACTION.finditer(text, marks[-1].end):
+            return [*marks, Mark(glued.start(), glued.end(), "Action", SpanKind.ACT)]
+    return marks
+
+
+def _inside(position: int, blocks: Sequence[tuple[int, int]]) -> bool:
+    index = bisect_right(blocks, (position, 0)) - 1
+    return index >= 0 and blocks[index][0] < position < blocks[index][1]
+
+
+def _noise_after_finish(text: str, spans: list[Span]) -> list[Span]:
+    """After the last action only its one-line answer is an observation; the rest is CONTEXT."""
+    last = spans[-1]
+    if last.kind is not SpanKind.OBSERVATION:
+        return spans
+    answer = _MARKER.match(text, last.start)
+    newline = text.find("\n", last.start) if answer else last.start
+    cut = last.end if newline < 0 else newline + bool(answer)
+    tail = [
+        Span(last.start, cut, SpanKind.OBSERVATION, last.step),
+        Span(cut, last.end, SpanKind.CONTEXT),
+    ]
+    return merge([*spans[:-1], *tail])

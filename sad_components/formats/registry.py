@@ -1,4 +1,4 @@
-"""The registry of transcript formats, and how a row finds its own."""
+"""The registry of transcript formats, how a row finds its own, and the cut itself."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ _FORMATS: dict[str, Format] = {}
 TEXT_KEYS = ("raw", "text", "transcript")
 #: ``meta["layout"]`` of a record made from flat text: its contents, joined, are that text.
 FLAT = "text"
+#: The format whose records name their own.
+CANONICAL = "canonical"
 
 
 def register_format(format: type[Format] | Format) -> type[Format] | Format:
@@ -54,19 +56,94 @@ def flat_text(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def evidence(format: Format, row: Mapping[str, Any]) -> Evidence:
-    """How well ``format`` fits the row, by whichever shape the row has."""
-    own = format.row_evidence(row)
-    if own.score > 0:
-        return own
+def all_evidence(row: Mapping[str, Any]) -> dict[str, Evidence]:
+    """How well each format fits the row, by whichever shape the row has."""
     text = flat_text(row)
-    if text is not None:
-        return format.text_evidence(text)
-    try:
-        messages = Trajectory.from_dict(row).messages
-    except TrajectoryError as error:
-        return Evidence(0.0, str(error))
-    return format.message_evidence(messages)
+    messages: list[Message] | None = None
+    problem = ""
+    if text is None:
+        try:
+            messages = Trajectory.from_dict(row).messages
+        except TrajectoryError as error:
+            problem = str(error)
+    found = {}
+    for format in list_formats():
+        own = format.row_evidence(row)
+        if own.score > 0:
+            found[format.name] = own
+        elif text is not None:
+            found[format.name] = format.text_evidence(text)
+        elif messages is not None:
+            found[format.name] = format.message_evidence(messages)
+        else:
+            found[format.name] = Evidence(0.0, problem)
+    return found
+
+
+class Detector:
+    """Decides the format of each row of a file, with the file's evidence behind it.
+
+    A row goes to the format that fits it best. Where two fit a row equally well, the one that fits
+    the file better has it; where that is equal too, the row is refused.
+
+    Args:
+        sample: some rows of the file (the first 50, say).
+
+    Raises:
+        TrajectoryError: no rows, or no format fits a single one (what was tried is named).
+    """
+
+    def __init__(self, sample: Iterable[Mapping[str, Any]]) -> None:
+        evidence = [all_evidence(row) for row in sample]
+        if not evidence:
+            raise TrajectoryError("cannot detect a format without rows")
+        self.rows = len(evidence)
+        self.scores: dict[str, float] = {}
+        self._why: dict[str, str] = {}
+        for name in evidence[0]:
+            best = max((e[name] for e in evidence), key=lambda e: e.score)
+            self.scores[name] = sum(e[name].score for e in evidence) / len(evidence)
+            self._why[name] = best.why
+        self._wins = dict.fromkeys(self.scores, 0)
+        for row in evidence:
+            best_score = max(e.score for e in row.values())
+            for name, found in row.items():
+                self._wins[name] += best_score > 0 and _equal(found.score, best_score)
+        if not any(self.scores.values()):
+            tried = "; ".join(f"{name}: {why}" for name, why in self._why.items())
+            raise TrajectoryError(f"no transcript format fits ({tried}); name one with format=")
+
+    def choose(self, row: Mapping[str, Any]) -> tuple[Format, str]:
+        """The row's format, and why.
+
+        Raises:
+            TrajectoryError: none fits, or two fit row and file equally well (both are named).
+        """
+        found = all_evidence(row)
+        stated = row.get("format")
+        if found[CANONICAL].score > 0 and stated != CANONICAL:
+            return get_format(CANONICAL), found[CANONICAL].why
+        best = max(e.score for e in found.values())
+        if best <= 0:
+            tried = "; ".join(f"{name}: {e.why}" for name, e in found.items())
+            raise TrajectoryError(f"no transcript format fits ({tried}); name one with format=")
+        names = [name for name, e in found.items() if _equal(e.score, best)]
+        names.sort(key=lambda name: -self.scores.get(name, 0.0))
+        if len(names) > 1 and _equal(self.scores[names[0]], self.scores[names[1]]):
+            raise TrajectoryError(
+                f"formats {names[0]!r} and {names[1]!r} fit equally well "
+                f"({found[names[0]].why} / {found[names[1]].why}); name one with format="
+            )
+        return get_format(names[0]), found[names[0]].why
+
+    def explain(self) -> str:
+        """One line: which formats the file has, and why."""
+        ranked = sorted(self._wins, key=lambda name: -self._wins[name])
+        return "; ".join(
+            f"{name} fits {self._wins[name]} of {self.rows} sampled rows best ({self._why[name]})"
+            for name in ranked
+            if self._wins[name]
+        )
 
 
 def detect(rows: Iterable[Mapping[str, Any]]) -> tuple[Format, str]:
@@ -75,30 +152,25 @@ def detect(rows: Iterable[Mapping[str, Any]]) -> tuple[Format, str]:
     Raises:
         TrajectoryError: none fits, or two fit equally well (both are named).
     """
-    rows = list(rows)
-    if not rows:
-        raise TrajectoryError("cannot detect a format without rows")
-    ranked = []
-    for format in list_formats():
-        found = [evidence(format, row) for row in rows]
-        score = sum(e.score for e in found) / len(found)
-        best = max(found, key=lambda e: e.score)
-        ranked.append((score, format, best.why))
-    ranked.sort(key=lambda item: -item[0])
-    (score, format, why), *others = ranked
-    if score <= 0:
-        tried = "; ".join(f"{f.name}: {w}" for _, f, w in ranked)
-        raise TrajectoryError(f"no transcript format fits ({tried}); name one with format=")
-    if others and abs(others[0][0] - score) < 1e-9:
+    detector = Detector(rows)
+    ranked = sorted(detector.scores, key=lambda name: -detector.scores[name])
+    first, second = ranked[0], ranked[1]
+    if _equal(detector.scores[first], detector.scores[second]):
         raise TrajectoryError(
-            f"formats {format.name!r} and {others[0][1].name!r} fit equally well "
-            f"({why} / {others[0][2]}); name one with format="
+            f"formats {first!r} and {second!r} fit equally well "
+            f"({detector._why[first]} / {detector._why[second]}); name one with format="
         )
-    return format, why
+    return get_format(first), detector._why[first]
+
+
+def _equal(left: float, right: float) -> bool:
+    return abs(left - right) < 1e-9
 
 
 def to_trajectory(row: Mapping[str, Any], format: Format) -> Trajectory:
     """The canonical record of a row of a known format.
+
+    Its ``meta["notes"]`` say what the user should know of the cut.
 
     Raises:
         TrajectoryError: the row is not of this format.
@@ -107,13 +179,20 @@ def to_trajectory(row: Mapping[str, Any], format: Format) -> Trajectory:
         trajectory = format.row_to_trajectory(row)
     elif (text := flat_text(row)) is not None:
         spans = format.segment_text(text)
+        check_cover(spans, len(text))
         rest = {k: v for k, v in row.items() if k not in TEXT_KEYS and k != "messages"}
         messages = [m.to_dict() for m in messages_from_spans(text, spans)]
         trajectory = Trajectory.from_dict({**rest, "messages": messages})
         trajectory.meta["layout"] = FLAT
     else:
         trajectory = Trajectory.from_dict(row)
-    trajectory.format = format.name
+    if format.name != CANONICAL:
+        trajectory.format = format.name
+    if trajectory.format and trajectory.meta.get("layout") != FLAT:
+        notes = get_format(trajectory.format).notes(trajectory.messages)
+        known = trajectory.meta.get("notes", [])
+        if fresh := [note for note in notes if note not in known]:
+            trajectory.meta["notes"] = [*known, *fresh]
     return trajectory
 
 
@@ -122,6 +201,7 @@ def segment(trajectory: Trajectory) -> list[list[Span]]:
 
     Raises:
         TrajectoryError: no format fits, or the named one does not.
+        ValueError: no format has the trajectory's format name.
     """
     if trajectory.format:
         format = get_format(trajectory.format)
@@ -160,4 +240,14 @@ def split_spans(spans: Iterable[Span], messages: Iterable[Message]) -> list[list
 
 
 def _load_builtin() -> None:
-    from sad_components.formats import react  # noqa: F401
+    from sad_components.formats import (  # noqa: F401
+        alfworld,
+        atif,
+        canonical,
+        openai_chat,
+        react,
+        responses,
+        sweagent,
+        tags,
+        webshop,
+    )

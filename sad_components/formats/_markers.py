@@ -1,0 +1,247 @@
+"""Flat transcripts in which marker lines tell the speakers apart: which markers to believe.
+
+An observation may quote anything, marker lines included (a file, a web page, another transcript).
+What the harness does tells the real turns from the quoted ones:
+
+- the markers of a *turn* come in order (plan, thought, action), each at most once;
+- the harness answers every action with an observation marker, so a turn that another turn follows
+  without one is quoted text, unless the transcript has no observation marker at all;
+- where turns are numbered, turn n + 1 follows turn n;
+- the episode is over with its last action (``Finish[..]``); a new one needs a header line
+  (``Question:``), and the last episode is the trajectory: those before it are few-shot examples.
+
+Two candidates that pass all of this cannot be told apart; the later one is believed, because the
+harness appends. Everything here is linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sad_components.formats.base import StepCounter
+from sad_components.spans import Span, SpanKind
+
+_HEADER = re.compile(r"^[ \t]*(?:\d+ )?(?:Question|Claim|Task|Q|Instruction)[ \t]*:", re.MULTILINE)
+_CALL = re.compile(r"[ \t]*[\w.]+[ \t]*\[")
+
+
+class Mark(NamedTuple):
+    """A marker at the start of a line: its range, word, kind, and number if it has one."""
+
+    start: int
+    end: int
+    word: str
+    kind: SpanKind
+    number: int | None = None
+
+
+@dataclass
+class Turn:
+    """The agent's markers of one turn, and the observation marker right behind them."""
+
+    marks: list[Mark] = field(default_factory=list)
+    answer: Mark | None = None
+
+    @property
+    def start(self) -> int:
+        return self.marks[0].start
+
+    @property
+    def number(self) -> int | None:
+        return self.marks[0].number
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the harness answered this very turn."""
+        return self.answer is not None and self.answer.number == self.number
+
+
+def group_turns(marks: Iterable[Mark]) -> list[Turn]:
+    """Turns from markers in text order."""
+    turns: list[Turn] = []
+    current: Turn | None = None
+    for mark in marks:
+        if mark.kind is SpanKind.OBSERVATION:
+            if current is not None:
+                current.answer = mark
+                current = None
+        elif current is not None and _continues(current, mark):
+            current.marks.append(mark)
+        else:
+            current = Turn([mark])
+            turns.append(current)
+    return turns
+
+
+def _continues(turn: Turn, mark: Mark) -> bool:
+    if turn.marks[-1].kind is SpanKind.ACT or mark.number != turn.number:
+        return False
+    return all(mark.word != known.word for known in turn.marks)
+
+
+def numbered_turns(text: str, turns: Sequence[Turn], ends: Callable[[str], bool]) -> list[Turn]:
+    """The believed turns among numbered ones, in order.
+
+    Args:
+        text: the transcript.
+        turns: all candidates.
+        ends: whether an action (the text behind its marker) ends the episode.
+    """
+    reachable, reached = [], 0
+    for turn in turns:
+        if turn.number and turn.number <= reached + 1:
+            reachable.append(turn)
+            reached = max(reached, turn.number)
+    reachable = reachable[_last_episode(text, reachable, ends) :]
+    by_number: dict[int, list[Turn]] = {}
+    for turn in reachable:
+        by_number.setdefault(turn.number or 0, []).append(turn)
+    chosen: list[Turn] = []
+    limit = len(text)
+    for number in range(max(by_number, default=0), 0, -1):
+        before = [t for t in by_number.get(number, ()) if t.start < limit]
+        if not before:
+            continue
+        turn = next((t for t in reversed(before) if t.is_answered), before[-1])
+        chosen.append(turn)
+        limit = turn.start
+    chosen.reverse()
+    return _until_the_end(text, chosen, ends)
+
+
+def _last_episode(text: str, turns: Sequence[Turn], ends: Callable[[str], bool]) -> int:
+    """Index of the turn that opens the last episode that counts up to the last turn's number."""
+    if not turns:
+        return 0
+    missing = set(range(1, (turns[-1].number or 0) + 1))
+    for index in range(len(turns) - 1, 0, -1):
+        turn, previous = turns[index], turns[index - 1]
+        missing.discard(turn.number or 0)
+        if (
+            turn.number == 1
+            and not missing
+            and _ends_episode(text, previous, ends)
+            and _HEADER.search(text, previous.marks[-1].end, turn.start)
+        ):
+            return index
+    return 0
+
+
+def unnumbered_turns(text: str, turns: Sequence[Turn], ends: Callable[[str], bool]) -> list[Turn]:
+    """The believed turns among unnumbered ones, in order (arguments: :func:`numbered_turns`)."""
+    if any(turn.is_answered for turn in turns):
+        turns = [t for t in turns if t.is_answered or t is turns[-1]]
+    start = 0
+    over = False
+    kept: list[Turn] = []
+    for turn in turns:
+        if over:
+            if not _HEADER.search(text, kept[-1].marks[-1].end, turn.start):
+                continue
+            start = len(kept)
+        kept.append(turn)
+        over = _ends_episode(text, turn, ends)
+    return kept[start:]
+
+
+def _until_the_end(text: str, turns: Sequence[Turn], ends: Callable[[str], bool]) -> list[Turn]:
+    for index, turn in enumerate(turns):
+        if _ends_episode(text, turn, ends):
+            return list(turns[: index + 1])
+    return list(turns)
+
+
+def _ends_episode(text: str, turn: Turn, ends: Callable[[str], bool]) -> bool:
+    last = turn.marks[-1]
+    if last.kind is not SpanKind.ACT:
+        return False
+    return ends(text[last.start : last.end + 200])
+
+
+def spans_of_turns(
+    text: str,
+    turns: Sequence[Turn],
+    *,
+    kind_of: Callable[[str, Mark], SpanKind] | None = None,
+    branch: bool = True,
+) -> list[Span]:
+    """The agent's spans of believed turns: each marker with what follows it, up to the next.
+
+    The newline that ends a turn is its stop token and belongs to it; further ones do not.
+
+    Args:
+        text: the transcript.
+        turns: believed turns in order.
+        kind_of: the kind of a marker's section where the marker alone does not tell.
+        branch: mark the first span of every turn as a branch position.
+    """
+    steps = StepCounter()
+    spans: list[Span] = []
+    for index, turn in enumerate(turns):
+        limit = turns[index + 1].start if index + 1 < len(turns) else len(text)
+        end = turn_end(text, turn, limit)
+        stops = [mark.start for mark in turn.marks[1:]] + [end]
+        for position, (mark, stop) in enumerate(zip(turn.marks, stops, strict=True)):
+            kind = kind_of(text, mark) if kind_of else mark.kind
+            step = steps.act() if kind is SpanKind.ACT else steps.reason()
+            spans.append(Span(mark.start, stop, kind, step, branch and position == 0))
+    return spans
+
+
+def turn_end(text: str, turn: Turn, limit: int) -> int:
+    """Where a turn's last section ends, its stop newline included."""
+    last = turn.marks[-1]
+    if turn.answer is not None:
+        return _one_newline(text, last.end, turn.answer.start)
+    if last.kind is SpanKind.REASON:
+        return _one_newline(text, last.end, limit) if limit < len(text) else limit
+    return action_end(text, last.end, limit)
+
+
+def action_end(text: str, start: int, limit: int) -> int:
+    """Where an action ends that no observation marker bounds.
+
+    A fenced block ends with its fence, a call ``name[..]`` with the line that closes it (or its
+    first line, when nothing does), anything else with the first blank line.
+    """
+    newline = text.find("\n", start, limit)
+    first_line = limit if newline < 0 else newline
+    fence = text.find("```", start, limit)
+    if fence >= 0 and not text[start:fence].strip():
+        closing = text.find("```", fence + 3, limit)
+        return _line_end(text, closing, limit) if closing >= 0 else limit
+    call = _CALL.match(text, start, limit)
+    if call:
+        closing = _closing_bracket(text, call.end() - 1, limit)
+        return _line_end(text, closing if closing >= 0 else first_line, limit)
+    if not text[start:first_line].strip():  # "Action:" and the action on the next line
+        start = first_line + 1
+    blank = text.find("\n\n", start, limit)
+    return limit if blank < 0 else blank + 1
+
+
+def _closing_bracket(text: str, opening: int, limit: int) -> int:
+    depth = 0
+    for match in _BRACKET.finditer(text, opening, limit):
+        depth += 1 if match[0] == "[" else -1
+        if depth == 0:
+            return match.start()
+    return -1
+
+
+_BRACKET = re.compile(r"[\[\]]")
+
+
+def _line_end(text: str, position: int, limit: int) -> int:
+    newline = text.find("\n", position, limit)
+    return limit if newline < 0 else newline + 1
+
+
+def _one_newline(text: str, start: int, end: int) -> int:
+    """``end`` moved back over all trailing newlines but the first."""
+    while end - 2 >= start and text[end - 1] == "\n" and text[end - 2] == "\n":
+        end -= 1
+    return end

@@ -1,0 +1,87 @@
+"""WebShop transcripts of ReAct: ``Action: think[..]``, ``search[..]``, ``click[..]``.
+
+Every line of the agent opens with ``Action:`` and every answer with ``Observation:``. A
+``think[..]`` is REASON, whatever else ACT; the marker belongs to its span. The ``Action: reset``
+that opens a log is the runner's and what answers it is the task: both are CONTEXT.
+
+A page in an observation may quote ``Action:`` lines. A real one is answered by the next
+``Observation:`` line and, in logs that put a blank line before actions (ReAct's do), follows a
+blank line; ``click[Buy Now]`` ends the episode. A bracket that is never closed does not matter: an
+action ends where its observation starts.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sad_components.formats._markers import (
+    Mark,
+    group_turns,
+    spans_of_turns,
+    unnumbered_turns,
+)
+from sad_components.formats.base import Dialect, Evidence, Format, cover
+from sad_components.formats.registry import register_format
+from sad_components.spans import Span, SpanKind
+from sad_components.trajectory import TrajectoryError
+
+_MARKER = re.compile(r"^(?P<word>Action|Observation):", re.MULTILINE)
+_VERB = re.compile(r"[ \t]*(?P<verb>think|search|click|reset)\b", re.IGNORECASE)
+_RESET = re.compile(r"[ \t]*reset[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_ENDS = re.compile(r"Action:[ \t]*click\[buy now\]", re.IGNORECASE)
+
+
+@register_format
+class WebShop(Format):
+    """``Action: think[..]`` / ``search[..]`` / ``click[..]``, answered by ``Observation:``."""
+
+    name = "webshop"
+    summary = "WebShop: 'Action: think[..]', 'search[..]', 'click[..]' / 'Observation: ..'"
+    dialect = Dialect(
+        reason="Action: think[", act="Action:", observation="Observation:", thought_optional=True
+    )
+
+    def text_evidence(self, text: str) -> Evidence:
+        actions = [m for m in _MARKER.finditer(text) if m["word"] == "Action"]
+        fitting = sum(_VERB.match(text, m.end()) is not None for m in actions)
+        why = f"{fitting} of {len(actions)} 'Action:' lines think, search or click"
+        if re.search(r"^Thought\b[^:\n]{0,8}:", text, re.MULTILINE):
+            return Evidence(0.1 if fitting else 0.0, why + ", but there are 'Thought:' lines")
+        return Evidence(fitting / len(actions) if actions else 0.0, why)
+
+    def segment_text(self, text: str) -> list[Span]:
+        turns = unnumbered_turns(
+            text, group_turns(_marks(text)), lambda action: bool(_ENDS.match(action))
+        )
+        if turns and _RESET.match(text, turns[0].marks[-1].end):
+            turns = turns[1:]
+        if not turns:
+            raise TrajectoryError("no 'Action:' line of the agent, so nothing is cut")
+        return cover(text, spans_of_turns(text, turns, kind_of=_kind, branch=True))
+
+
+def _kind(text: str, mark: Mark) -> SpanKind:
+    verb = _VERB.match(text, mark.end)
+    thinks = verb is not None and verb["verb"].lower() == "think"
+    return SpanKind.REASON if thinks else SpanKind.ACT
+
+
+def _marks(text: str) -> list[Mark]:
+    """Marker lines; where actions follow a blank line by habit, the others are quoted text."""
+    marks = [
+        Mark(
+            m.start(),
+            m.end(),
+            m["word"],
+            SpanKind.ACT if m["word"] == "Action" else SpanKind.OBSERVATION,
+        )
+        for m in _MARKER.finditer(text)
+    ]
+    behind_blank = [text.endswith("\n\n", 0, m.start) or m.start == 0 for m in marks]
+    if not any(text.endswith("\n\n", 0, m.start) for m in marks if m.kind is SpanKind.ACT):
+        return marks
+    return [
+        mark
+        for mark, blank in zip(marks, behind_blank, strict=True)
+        if blank or mark.kind is SpanKind.OBSERVATION
+    ]
