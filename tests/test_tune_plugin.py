@@ -161,7 +161,7 @@ class TestRegistry:
         registered("ls")
         before = list(registry._ALL_RECIPES)
         registered("ls")
-        assert registry._ALL_RECIPES == before
+        assert list(registry._ALL_RECIPES) == before
 
     @pytest.mark.parametrize("place", ["recipes/probe.py", "probe.py"])
     def test_a_recipe_in_the_current_folder_wins(self, registered, empty_folder, place):
