@@ -1,0 +1,1 @@
+"""Environments an agent plays in, one package each; their engines are optional extras."""
