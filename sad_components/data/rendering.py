@@ -94,9 +94,9 @@ def render_plain(
             out.add_spans(message.text, spans)
             if not out.text.endswith("\n"):
                 out.add("\n", kind, step)
-    if flat and out.spans and out.spans[-1].kind is SpanKind.ACT:
-        if not out.text.endswith(dialect.stop):
-            out.add(dialect.stop, SpanKind.ACT, out.spans[-1].step)
+    ends_in_act = bool(out.spans) and out.spans[-1].kind is SpanKind.ACT
+    if flat and ends_in_act and not out.text.endswith(dialect.stop):
+        out.add(dialect.stop, SpanKind.ACT, out.spans[-1].step)
     return out.finish()
 
 
@@ -276,7 +276,7 @@ def _place_agent_turn(
     index: int,
 ) -> None:
     """Lays an agent turn's spans over the text ``piece`` that the template made of it."""
-    reason, act = _agent_kinds(message)
+    reason, _ = _agent_kinds(message)
     position = 0
     thought = (message.reasoning_content or "").strip()
     if thought and (found := piece.find(thought)) >= 0:

@@ -5,7 +5,7 @@ Shape legend: N supervised tokens, D width, V vocabulary, K = 4 span kinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from sad_components.data.batch import Batch, collate
 from sad_components.data.transform import TokenizedTrajectory
 from sad_components.loss import Head, LossSpec, SpanLoss
+from sad_components.loss.spec import NUM_KINDS
 from sad_components.loss.structured import span_sums
 from sad_components.spans import SpanKind
+from sad_components.training.distributed import sum_over_ranks
 
 #: Both agent kinds, each token under its own kind: metrics do not depend on a run's loss.
 _SPEC = LossSpec(reason=SpanLoss(), act=SpanLoss(), branch="own")
@@ -68,6 +70,7 @@ class HeldoutEvaluator:
         decode: ids to text.
         batch_size: rows per forward pass.
         chunk_tokens: supervised tokens whose logits are held at once.
+        rank, world: this process scores every ``world``-th row; scores are summed over ranks.
     """
 
     def __init__(
@@ -78,50 +81,54 @@ class HeldoutEvaluator:
         *,
         batch_size: int = 4,
         chunk_tokens: int = 256,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self.rows = sorted(rows, key=len)
+        self.rows = sorted(rows, key=len)[rank::world]
         self.pad_id = pad_id
         self.decode = decode
         self.batch_size = batch_size
         self.chunk_tokens = chunk_tokens
-        self._teacher_hidden: list[Tensor] | None = None
+        self._teacher: list[Tensor] = []
+        self._teacher_head: Head | None = None
 
     @torch.no_grad()
-    def score(
-        self,
-        student: nn.Module,
-        student_head: Head,
-        teacher: nn.Module | None = None,
-        teacher_head: Head | None = None,
-    ) -> HeldoutScores:
-        """Scores ``student``; KL and agreement against ``teacher`` when there is one.
+    def score_teacher(self, teacher: nn.Module, head: Head) -> HeldoutScores:
+        """The teacher's own scores; its hidden states are kept for :meth:`score`.
 
         Args:
-            student: returns last hidden states (``models.hidden.stop_at_hidden``).
-            student_head: its projection.
-            teacher: likewise; its hidden states are kept for later calls.
-            teacher_head: its projection.
+            teacher: returns last hidden states (``models.hidden.stop_at_hidden``).
+            head: its projection.
         """
-        device = student_head.weight_VD.device
-        scores = HeldoutScores()
+        device = head.weight_VD.device
+        self._teacher = [teacher(b.tokens_BS)[_chosen(b)].cpu() for b in self._batches(device)]
+        self._teacher_head = head
+        return self._score(lambda index, _: self._teacher[index].to(device), head)
+
+    @torch.no_grad()
+    def score(self, student: nn.Module, head: Head) -> HeldoutScores:
+        """The student's scores; with KL and agreement if :meth:`score_teacher` came before.
+
+        Args:
+            student: returns last hidden states; put into eval mode meanwhile.
+            head: its projection.
+        """
         training = student.training
         student.eval()
-        if teacher is not None and self._teacher_hidden is None:
-            self._teacher_hidden = [
-                teacher(b.tokens_BS)[_chosen(b)].cpu() for b in self._batches(device)
-            ]
+        try:
+            return self._score(lambda _, b: student(b.tokens_BS)[_chosen(b)], head)
+        finally:
+            student.train(training)
+
+    def _score(self, hidden_of: Callable[[int, Batch], Tensor], head: Head) -> HeldoutScores:
+        scores = HeldoutScores()
+        device = head.weight_VD.device
         for index, batch in enumerate(self._batches(device)):
             chosen = _chosen(batch)
-            hidden_ND = student(batch.tokens_BS)[chosen]
-            teacher_ND = None
-            if teacher_head is not None and self._teacher_hidden is not None:
-                teacher_ND = self._teacher_hidden[index].to(device)
-            predicted = self._add(
-                scores, batch, chosen, hidden_ND, student_head, teacher_ND, teacher_head
-            )
+            teacher_ND = self._teacher[index].to(device) if self._teacher else None
+            predicted = self._add(scores, batch, chosen, hidden_of(index, batch), head, teacher_ND)
             self._match_actions(scores, batch, chosen, predicted)
-        student.train(training)
-        return scores
+        return _summed(scores, device)
 
     def _batches(self, device: torch.device) -> Iterator[Batch]:
         for start in range(0, len(self.rows), self.batch_size):
@@ -136,7 +143,6 @@ class HeldoutEvaluator:
         hidden_ND: Tensor,
         head: Head,
         teacher_ND: Tensor | None,
-        teacher_head: Head | None,
     ) -> Tensor:
         """Adds the batch's sums; the student's argmax per supervised token."""
         targets, kinds = batch.targets_BS[chosen], batch.span_ids_BS[chosen]
@@ -144,8 +150,8 @@ class HeldoutEvaluator:
         for part in torch.arange(len(targets), device=targets.device).split(self.chunk_tokens):
             student_NV = head.logits(hidden_ND[part])
             teacher_NV = None
-            if teacher_ND is not None and teacher_head is not None:
-                teacher_NV = teacher_head.logits(teacher_ND[part])
+            if teacher_ND is not None and self._teacher_head is not None:
+                teacher_NV = self._teacher_head.logits(teacher_ND[part])
             every = torch.ones_like(part, dtype=torch.bool)
             sums = span_sums(student_NV, teacher_NV, targets[part], kinds[part], every)
             for name, value in sums.items():
@@ -168,6 +174,19 @@ class HeldoutEvaluator:
                 scores.matched += normalise(wanted) == normalise(got)
 
 
+def _summed(scores: HeldoutScores, device: torch.device) -> HeldoutScores:
+    """The scores of all ranks together."""
+    names = ("ce", "count", "kl", "entropy", "agree")
+    empty = torch.zeros(NUM_KINDS, dtype=torch.float64, device=device)
+    table = torch.stack([scores.sums.get(name, empty) for name in names])
+    counted = torch.tensor([scores.actions, scores.matched], device=device)
+    sum_over_ranks(table)
+    sum_over_ranks(counted)
+    kept = [n for n in names if n in scores.sums] or names
+    sums = {name: table[names.index(name)] for name in kept}
+    return HeldoutScores(sums, *counted.tolist())
+
+
 def _chosen(batch: Batch) -> Tensor:
     return _SPEC.supervised(batch.span_ids_BS, batch.branch_BS)
 
@@ -187,3 +206,24 @@ def teacher_row(scores: HeldoutScores) -> dict[str, float | int | None]:
     }
     kept = ("ce", "ce_reason", "ce_act", "action_match", "actions")
     return {**{k: out[k] for k in kept if k in out}, **entropies}
+
+
+#: Columns of the before/after table: figure, heading, format.
+_COLUMNS = (
+    ("kl_reason", "KL_reason", "{:.3f}"),
+    ("kl_act", "KL_act", "{:.3f}"),
+    ("ce", "CE", "{:.3f}"),
+    ("action_match", "action match", "{:.1%}"),
+    ("entropy", "entropy", "{:.3f}"),
+)
+
+
+def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A text table of scores, one row a model; a figure that a model lacks is a dash."""
+    names = [c for c in _COLUMNS if any(row.get(c[0]) is not None for row in rows.values())]
+    width = max(len(name) for name in rows)
+    lines = [" " * width + "".join(f"  {heading:>12}" for _, heading, _ in names)]
+    for name, row in rows.items():
+        cells = ("-" if row.get(k) is None else f.format(row[k]) for k, _, f in names)
+        lines.append(f"{name:<{width}}" + "".join(f"  {cell:>12}" for cell in cells))
+    return "\n".join(lines)

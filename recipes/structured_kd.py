@@ -1,0 +1,355 @@
+"""Distils an agent: separate losses for what it thinks and what it does.
+
+Run it:
+
+    tune run recipes/structured_kd.py --config tiny/structured_kd
+    tune run --nproc_per_node 2 recipes/structured_kd.py --config my.yaml
+
+``teacher: null`` with a cross-entropy loss fine-tunes any model on trajectories (imitation),
+which is how teachers are made. docs/method.md says what is computed, docs/recipes.md every key.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torchtune import config, training, utils
+from tqdm import tqdm
+
+from sad_components.data import StepOrder, TrajectoryDataset, collate, micro_batches
+from sad_components.data.transform import SpanTokenizer
+from sad_components.evaluation.heldout import HeldoutEvaluator, format_table, teacher_row
+from sad_components.loss import HiddenRows
+from sad_components.models import save_student
+from sad_components.models.hidden import head_of, stop_at_hidden, vocab_size_of
+from sad_components.spans import SpanKind
+from sad_components.training import distributed
+from sad_components.training.config import ConfigError, build, check_keys
+from sad_components.training.precision import resolve_dtype
+from sad_components.training.report import Throughput, versions
+from sad_components.training.run_folder import RunFolder
+from sad_components.training.teachers import LiveTeacher
+from sad_components.training.vocabulary import shared_vocab_size
+
+KEYS = (
+    # what
+    *("tokenizer", "transform", "dataset", "heldout", "teacher", "student", "loss"),
+    # how
+    *("optimizer", "lr_scheduler", "epochs", "max_steps", "batch_size", "clip_grad_norm"),
+    *("gradient_accumulation_steps", "seed", "device", "dtype", "compile"),
+    # where and how often
+    *("output_dir", "resume", "metric_logger", "log_every_n_steps", "eval_every_n_steps"),
+    *("eval_batch_size", "save_every_n_steps", "keep_checkpoints"),
+)
+
+
+class StructuredKDRecipe:
+    """Offline structured distillation on one process or several.
+
+    A step reads ``batch_size * gradient_accumulation_steps`` rows per process. Its loss is divided
+    by the step's token counts per span kind over all of them, so that the split into micro-batches
+    and ranks does not change the gradient.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        check_keys(cfg, KEYS)
+        self.device = utils.get_device(cfg.get("device", "cpu"))
+        self.dtype = resolve_dtype(cfg.get("dtype", "auto"), self.device)
+        self.seed = training.set_seed(seed=cfg.get("seed", 0))
+        self.batch_size = cfg.get("batch_size", 1)
+        self.accumulation = cfg.get("gradient_accumulation_steps", 1)
+        self.clip = cfg.get("clip_grad_norm")
+        self.compile = cfg.get("compile", False)
+        self.log_every = cfg.get("log_every_n_steps", 1)
+        self.eval_every = cfg.get("eval_every_n_steps")
+        self.save_every = cfg.get("save_every_n_steps")
+        self.resume = cfg.get("resume", False)
+        self.rank, self.world = distributed.start(self.device)
+        self.is_main = self.rank == 0
+        self.cfg = cfg
+        self.step = 0
+        self.heldout: dict[str, dict[str, float]] = {}
+
+    # -- setup --------------------------------------------------------------------------------
+
+    def setup(self, cfg: DictConfig) -> None:
+        """Builds everything the config names, in the order in which a mistake is cheapest."""
+        self.loss = build(cfg.loss, "loss")
+        self.spec = self.loss.spec
+        if self.spec.needs_teacher and cfg.get("teacher") is None:
+            raise ConfigError(
+                "the loss has a divergence, but teacher is null; name a teacher, or use the "
+                "imitation loss (divergence: null, ce: 1.0)"
+            )
+        if self.is_main:
+            keep = cfg.get("keep_checkpoints", 2)
+            self.folder = RunFolder(cfg.output_dir, resume=self.resume, keep=keep)
+        distributed.barrier()
+        self.tokenizer = build(cfg.tokenizer, "tokenizer")
+        self.transform = SpanTokenizer(self.tokenizer, **cfg.get("transform", {}))
+        self._setup_data(cfg)
+        self._setup_models(cfg)
+        self._setup_optimizer(cfg)
+        if self.resume:
+            self._load_checkpoint()
+        self.logger = build(cfg.get("metric_logger"), "metric_logger") if self.is_main else None
+        if self.is_main:
+            self.folder.write_config(cfg)
+            self.folder.forget_after(self.step)
+        self.throughput = Throughput(self.device)
+
+    def _setup_data(self, cfg: DictConfig) -> None:
+        self.data = TrajectoryDataset(transform=self.transform, **cfg.dataset)
+        heldout = cfg.get("heldout")
+        heldout = heldout and TrajectoryDataset(transform=self.transform, **heldout)
+        for part in (self.data, heldout):
+            self.say(*(part.report.lines() if part else []))
+        rows_per_step = self.batch_size * self.accumulation * self.world
+        self.order = StepOrder([len(r) for r in self.data.rows], rows_per_step, self.seed)
+        self.total_steps = self.order.steps_per_epoch * cfg.get("epochs", 1)
+        if cfg.get("max_steps") is not None:
+            self.total_steps = min(self.total_steps, cfg.max_steps)
+        self.evaluator = heldout and HeldoutEvaluator(
+            heldout.rows,
+            self.tokenizer.pad_id,
+            self.tokenizer.decode,
+            batch_size=cfg.get("eval_batch_size", 4),
+            rank=self.rank,
+            world=self.world,
+        )
+
+    def _setup_models(self, cfg: DictConfig) -> None:
+        with training.set_default_dtype(self.dtype), self.device:
+            student = build(cfg.student, "student")
+            teacher = build(cfg.get("teacher"), "teacher")
+        self.teacher = teacher and LiveTeacher(teacher)
+        self.vocab = shared_vocab_size(
+            vocab_size_of(student),
+            self.teacher and self.teacher.vocab_size,
+            self.tokenizer.vocab_size,
+        )
+        if self.teacher:
+            self.teacher.cut_vocab(self.vocab)
+        self.student = stop_at_hidden(student).train()
+        self.loss_fn = self.loss.from_hidden
+        if self.compile:
+            training.compile_model(self.student, verbose=False)
+            self.loss_fn = torch.compile(self.loss_fn, dynamic=True)
+
+    def _setup_optimizer(self, cfg: DictConfig) -> None:
+        self.optimizer = build(cfg.optimizer, "optimizer", self.student.parameters())
+        self.scheduler = build(
+            cfg.get("lr_scheduler"),
+            "lr_scheduler",
+            self.optimizer,
+            num_training_steps=self.total_steps,
+        )
+
+    # -- training -----------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Scores, trains with scores in between, scores again and writes the student."""
+        if self.evaluator and self.step == 0:
+            if self.teacher:
+                scores = self.evaluator.score_teacher(self.teacher.model, self.teacher.head)
+                self.heldout["teacher"] = teacher_row(scores)
+            self.evaluate("before")
+        elif self.evaluator and self.teacher:
+            self.evaluator.score_teacher(self.teacher.model, self.teacher.head)
+        progress = tqdm(total=self.total_steps, initial=self.step, disable=not self.is_main)
+        while self.step < self.total_steps:
+            metrics = self.train_step()
+            self.step += 1
+            progress.update()
+            progress.set_postfix({k: f"{v:.3g}" for k, v in metrics.items() if k in _SHOWN})
+            if self.step % self.log_every == 0:
+                self.log(metrics)
+            if self.eval_every and self.step % self.eval_every == 0 and self.evaluator:
+                self.evaluate("during")
+            if self.save_every and self.step % self.save_every == 0:
+                self.save_checkpoint()
+        progress.close()
+        self.finish()
+
+    def train_step(self) -> dict[str, float]:
+        """One optimizer step; its loss and per-span means over all ranks."""
+        micro = [
+            collate([self.data[i] for i in rows], self.tokenizer.pad_id, self.spec).to(self.device)
+            for rows in micro_batches(
+                self.order.step_rows(self.step), self.batch_size, self.rank, self.world
+            )
+        ]
+        counts = torch.zeros(len(SpanKind), dtype=torch.float64, device=self.device)
+        for batch in micro:
+            counts += self.spec.count(batch.span_ids_BS, batch.branch_BS)
+        distributed.sum_over_ranks(counts)
+        sums: dict[str, torch.Tensor] = {}
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch in micro:
+            output = self.batch_loss(batch, counts)
+            output.loss.backward()
+            total += output.loss.detach().double()
+            for name, value in output.sums.items():
+                sums[name] = sums.get(name, 0) + value
+            self.throughput.add(batch.num_tokens, int(output.sums["count"].sum()))
+        distributed.sum_gradients(self.student)
+        if self.clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        metrics = {"loss": float(distributed.sum_over_ranks(total))}
+        if self.clip is not None:
+            metrics["grad_norm"] = float(norm)
+        return {**metrics, **self._span_means(sums), **self.throughput.rates()}
+
+    def batch_loss(self, batch, counts: torch.Tensor):
+        """Loss of one micro-batch: heads run on the supervised tokens only."""
+        chosen = self.spec.supervised(batch.span_ids_BS, batch.branch_BS)
+        teacher = self.teacher.rows(batch, chosen) if self.teacher else None
+        student = HiddenRows(
+            self.student(batch.tokens_BS)[chosen], head_of(self.student, self.vocab)
+        )
+        return self.loss_fn(
+            student,
+            teacher,
+            batch.targets_BS[chosen],
+            batch.span_ids_BS[chosen],
+            batch.branch_BS[chosen],
+            counts=counts,
+        )
+
+    def _span_means(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """``kl_reason``, ``ce_act``, .. over the step's tokens of all ranks."""
+        names = ("count", "ce", "kl", "entropy", "agree")
+        empty = torch.zeros(len(SpanKind), dtype=torch.float64, device=self.device)
+        table = distributed.sum_over_ranks(torch.stack([sums.get(n, empty) for n in names]))
+        means = {}
+        for kind in self.spec.by_kind:
+            if table[0, kind] > 0:
+                for row, name in enumerate(names[1:], start=1):
+                    if name in ("ce",) or self.teacher:
+                        means[f"{name}_{kind.label}"] = float(table[row, kind] / table[0, kind])
+        return means
+
+    # -- what comes out -------------------------------------------------------------------------
+
+    def evaluate(self, when: str) -> None:
+        """Scores the student on the held-out trajectories."""
+        scores = self.evaluator.score(self.student, head_of(self.student, self.vocab)).to_dict()
+        self.heldout[when] = {**scores, "step": self.step}
+        if self.is_main:
+            self.folder.log({"step": self.step, **{f"heldout_{k}": v for k, v in scores.items()}})
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k in _SHOWN)
+        self.say(f"held-out, step {self.step}: {shown}")
+
+    def log(self, metrics: dict[str, float]) -> None:
+        if not self.is_main:
+            return
+        metrics = {"lr": self.optimizer.param_groups[0]["lr"], **metrics}
+        self.folder.log({"step": self.step, **metrics})
+        if self.logger is not None:
+            self.logger.log_dict(metrics, step=self.step)
+
+    def save_checkpoint(self) -> None:
+        """Student, optimizer, scheduler, step and random state, so that a run can go on."""
+        if self.is_main:
+            state = {
+                "step": self.step,
+                "seed": self.seed,
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+                "heldout": self.heldout,
+                "rng": torch.get_rng_state(),
+            }
+            self.folder.save_checkpoint(self.step, state, self._write_student)
+        distributed.barrier()
+
+    def _load_checkpoint(self) -> None:
+        if not self.is_main:
+            self.folder = RunFolder(self.cfg.output_dir, resume=True)
+        path, state = self.folder.load_checkpoint()
+        if state["seed"] != self.seed:
+            raise ConfigError(
+                f"resume: true goes on with the seed of the run ({state['seed']}), but the config "
+                f"has {self.seed}; use the same seed"
+            )
+        from sad_components.models import from_pretrained
+
+        saved = from_pretrained(path, dtype=self.dtype, device=self.device)
+        self.student.load_state_dict(saved.state_dict())
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.heldout = state["step"], state["heldout"]
+        self.say(f"resuming after step {self.step} from {path.parent}")
+
+    def _write_student(self, path) -> None:
+        save_student(self.student, path, getattr(self.tokenizer, "path", None))
+
+    def finish(self) -> None:
+        """Last scores, the student in Hugging Face format, and the summary."""
+        if self.evaluator:
+            self.evaluate("after")
+        if not self.is_main:
+            return
+        self._write_student(self.folder.student)
+        self.folder.write_summary(self.summary())
+        order = ("before", "after", "teacher")
+        names = {"before": "student before", "after": "student after", "teacher": "teacher"}
+        rows = {names[k]: self.heldout[k] for k in order if k in self.heldout}
+        if rows:
+            self.say("", format_table(rows))
+        self.say("", f"student: {self.folder.student}", f"summary: {self.folder.path}/summary.json")
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "heldout": self.heldout,
+            "data": self.data.report.to_dict(),
+            "steps": self.step,
+            "throughput": self.throughput.totals(),
+            "seed": self.seed,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "world_size": self.world,
+            "versions": versions(),
+            "config": OmegaConf.to_container(self.cfg, resolve=True),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+
+    def say(self, *lines: str) -> None:
+        """Prints on the main rank, past the progress bar."""
+        if self.is_main:
+            for line in lines:
+                tqdm.write(line)
+
+    def cleanup(self) -> None:
+        """Closes the logger and leaves the process group."""
+        if getattr(self, "logger", None) is not None:
+            self.logger.close()
+        distributed.stop()
+
+
+_SHOWN = ("loss", "kl_reason", "kl_act", "ce", "action_match", "tokens_per_s")
+
+
+@config.parse
+def recipe_main(cfg: DictConfig) -> None:
+    """Entry point: ``tune run recipes/structured_kd.py --config ..``."""
+    recipe = None
+    try:
+        recipe = StructuredKDRecipe(cfg)
+        recipe.setup(cfg)
+        recipe.train()
+    finally:
+        if recipe is not None:
+            recipe.cleanup()
+
+
+if __name__ == "__main__":
+    sys.exit(recipe_main())
