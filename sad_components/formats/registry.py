@@ -181,8 +181,8 @@ def to_trajectory(row: Mapping[str, Any], format: Format) -> Trajectory:
         spans = format.segment_text(text)
         check_cover(spans, len(text))
         rest = {k: v for k, v in row.items() if k not in TEXT_KEYS and k != "messages"}
-        messages = [m.to_dict() for m in messages_from_spans(text, spans)]
-        trajectory = Trajectory.from_dict({**rest, "messages": messages})
+        trajectory = Trajectory.from_dict({**rest, "messages": [{"role": "user"}]})
+        trajectory.messages = messages_from_spans(text, spans)
         trajectory.meta["layout"] = FLAT
     else:
         trajectory = Trajectory.from_dict(row)

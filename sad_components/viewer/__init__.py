@@ -1,0 +1,1 @@
+"""Looking at transcript files: ``sad spans``, ``sad stats``, ``sad convert``."""
