@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchtune.modules import TransformerDecoder
 
 from sad_components.models.smollm2 import (
     is_smollm2,
@@ -40,10 +41,10 @@ class Family:
 
     model_type: str
     layers_key: str
-    build: Callable[[HFConfig], nn.Module]
+    build: Callable[[HFConfig], TransformerDecoder]
     to_tune: Callable[[StateDict, HFConfig], dict[str, torch.Tensor]]
     to_hf: Callable[[StateDict, HFConfig], dict[str, torch.Tensor]]
-    hf_config: Callable[[nn.Module], dict[str, Any]]
+    hf_config: Callable[[TransformerDecoder], dict[str, Any]]
     matches: Callable[[nn.Module], bool]
 
 

@@ -78,9 +78,15 @@ def cut_student(
             does not have, repeated or out of order; and what :func:`from_pretrained` raises.
     """
     if (num_layers is None) == (layers is None):
-        raise ValueError("a student is cut by exactly one of num_layers and layers")
+        raise ValueError(
+            "a student is cut by exactly one of num_layers and layers; "
+            f"got num_layers={num_layers}, layers={layers}"
+        )
     config, state_dict, depth = _load(path)
-    kept = even_layers(depth, num_layers) if layers is None else _checked_layers(depth, layers)
+    if num_layers is not None:
+        kept = even_layers(depth, num_layers)
+    else:
+        kept = _checked_layers(depth, layers or [])
     position = {layer: new for new, layer in enumerate(kept)}
     student = {}
     for name, tensor in state_dict.items():
@@ -197,8 +203,9 @@ def _assemble(
         raise ValueError(f"the weights in {path} do not fit its {CONFIG_FILE}: {error}") from error
     with target:
         for module in model.modules():
-            if hasattr(module, "rope_init"):
-                module.rope_init()
+            rope_init = getattr(module, "rope_init", None)
+            if callable(rope_init):
+                rope_init()
     return model
 
 

@@ -87,17 +87,18 @@ def _convert(
     converted = {}
     for name, tensor in state_dict.items():
         in_layer = _LAYER_NAME.match(name)
-        suffix = inside.get(in_layer[3]) if in_layer else None
-        if suffix is not None:
+        if in_layer and in_layer[3] in inside:
+            suffix = inside[in_layer[3]]
+            num_heads = heads.get(suffix)
             new_name = f"{prefix}{in_layer[2]}.{suffix}"
+            converted[new_name] = tensor if num_heads is None else reorder(tensor, num_heads)
         elif name in outside:
-            new_name = outside[name]
+            converted[outside[name]] = tensor
         else:
             raise ValueError(
                 f"tensor {name!r} is not part of the SmolLM2 (llama without biases) architecture; "
                 "the checkpoint belongs to another family or holds adapters: merge those first"
             )
-        converted[new_name] = reorder(tensor, heads[suffix]) if suffix in heads else tensor
     return converted
 
 

@@ -98,7 +98,8 @@ def is_smollm2(model: nn.Module) -> bool:
         return False
     attention = getattr(model.layers[0], "attn", None)
     return (
-        isinstance(getattr(attention, "pos_embeddings", None), RotaryPositionalEmbeddings)
+        attention is not None
+        and isinstance(attention.pos_embeddings, RotaryPositionalEmbeddings)
         and attention.q_norm is None
         and getattr(model.layers[0].mlp, "w3", None) is not None
         and hasattr(model.norm, "scale")
