@@ -59,6 +59,19 @@ class Turn:
         return self.answer is not None and self.answer.number == self.number
 
 
+#: ``ends(text, turn)``: whether the turn's action ends the episode.
+Ends = Callable[[str, Turn], bool]
+
+
+def early(score: float, text: str, first: int) -> float:
+    """Evidence of ``score``, a little less the later in the text the first marker stands.
+
+    What opens a transcript is the agent's; markers of another format that come later are more
+    likely quoted by an observation.
+    """
+    return score * (1 - 0.2 * first / max(len(text), 1))
+
+
 def group_turns(marks: Iterable[Mark]) -> list[Turn]:
     """Turns from markers in text order."""
     turns: list[Turn] = []
@@ -82,13 +95,13 @@ def _continues(turn: Turn, mark: Mark) -> bool:
     return all(mark.word != known.word for known in turn.marks)
 
 
-def numbered_turns(text: str, turns: Sequence[Turn], ends: Callable[[str], bool]) -> list[Turn]:
+def numbered_turns(text: str, turns: Sequence[Turn], ends: Ends) -> list[Turn]:
     """The believed turns among numbered ones, in order.
 
     Args:
         text: the transcript.
         turns: all candidates.
-        ends: whether an action (the text behind its marker) ends the episode.
+        ends: whether a turn ends the episode.
     """
     reachable, reached = [], 0
     for turn in turns:
@@ -112,7 +125,7 @@ def numbered_turns(text: str, turns: Sequence[Turn], ends: Callable[[str], bool]
     return _until_the_end(text, chosen, ends)
 
 
-def _last_episode(text: str, turns: Sequence[Turn], ends: Callable[[str], bool]) -> int:
+def _last_episode(text: str, turns: Sequence[Turn], ends: Ends) -> int:
     """Index of the turn that opens the last episode that counts up to the last turn's number."""
     if not turns:
         return 0
@@ -123,14 +136,14 @@ def _last_episode(text: str, turns: Sequence[Turn], ends: Callable[[str], bool])
         if (
             turn.number == 1
             and not missing
-            and _ends_episode(text, previous, ends)
+            and ends(text, previous)
             and _HEADER.search(text, previous.marks[-1].end, turn.start)
         ):
             return index
     return 0
 
 
-def unnumbered_turns(text: str, turns: Sequence[Turn], ends: Callable[[str], bool]) -> list[Turn]:
+def unnumbered_turns(text: str, turns: Sequence[Turn], ends: Ends) -> list[Turn]:
     """The believed turns among unnumbered ones, in order (arguments: :func:`numbered_turns`)."""
     if any(turn.is_answered for turn in turns):
         turns = [t for t in turns if t.is_answered or t is turns[-1]]
@@ -143,22 +156,15 @@ def unnumbered_turns(text: str, turns: Sequence[Turn], ends: Callable[[str], boo
                 continue
             start = len(kept)
         kept.append(turn)
-        over = _ends_episode(text, turn, ends)
+        over = ends(text, turn)
     return kept[start:]
 
 
-def _until_the_end(text: str, turns: Sequence[Turn], ends: Callable[[str], bool]) -> list[Turn]:
+def _until_the_end(text: str, turns: Sequence[Turn], ends: Ends) -> list[Turn]:
     for index, turn in enumerate(turns):
-        if _ends_episode(text, turn, ends):
+        if ends(text, turn):
             return list(turns[: index + 1])
     return list(turns)
-
-
-def _ends_episode(text: str, turn: Turn, ends: Callable[[str], bool]) -> bool:
-    last = turn.marks[-1]
-    if last.kind is not SpanKind.ACT:
-        return False
-    return ends(text[last.start : last.end + 200])
 
 
 def spans_of_turns(

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from sad_components.formats._markers import early
 from sad_components.formats.base import Dialect, Evidence, Format, StepCounter, cover
 from sad_components.formats.registry import register_format
 from sad_components.spans import Span, SpanKind
@@ -34,8 +35,7 @@ _ANSWER = re.compile(r"You |On |The |In |There |This |It |Nothing happens|Invali
 _NO_ANSWER = re.compile(r"Nothing happens|Invalid", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class _Prompt:
+class _Prompt(NamedTuple):
     """A line that starts with the prompt: where the agent's text and what answers it stand."""
 
     start: int
@@ -63,7 +63,8 @@ class AlfWorld(Format):
         why = f"{len(prompts)} '> ' lines, {thoughts} of them thoughts"
         if not prompts:
             return Evidence(0.0, why)
-        return Evidence(1.0 if thoughts or _TASK.search(text) else 0.5, why)
+        score = 1.0 if thoughts or _TASK.search(text) else 0.5
+        return Evidence(early(score, text, prompts[0].start), why)
 
     def segment_text(self, text: str) -> list[Span]:
         prompts = list(_prompts(text, _episode_start(text)))

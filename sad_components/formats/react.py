@@ -22,6 +22,8 @@ from sad_components.formats._chat import ChatFormat, Piece
 from sad_components.formats._chatml import is_chatml, segment_chatml
 from sad_components.formats._markers import (
     Mark,
+    Turn,
+    early,
     group_turns,
     numbered_turns,
     spans_of_turns,
@@ -66,14 +68,17 @@ class ReAct(ChatFormat):
         if is_chatml(text):
             turns = [m for m in _MARKER.finditer(text) if m["word"] != "Observation"]
             return Evidence(0.9 if turns else 0.0, f"ChatML with {len(turns)} ReAct markers")
-        words = [m["word"] for m in _MARKER.finditer(text)]
+        marks = list(_MARKER.finditer(text))
+        words = [m["word"] for m in marks]
         count = {w: words.count(w) for w in ("Thought", "Action", "Observation")}
         why = ", ".join(f"{n} '{w}:' lines" for w, n in count.items())
         if count["Thought"] and (count["Action"] or count["Observation"]):
-            return Evidence(1.0, why)
-        if count["Action"] and count["Observation"]:
-            return Evidence(0.8, why)
-        return Evidence(0.3 if count["Thought"] or count["Action"] else 0.0, why)
+            score = 1.0
+        elif count["Action"] and count["Observation"]:
+            score = 0.8
+        else:
+            score = 0.3 if count["Thought"] or count["Action"] else 0.0
+        return Evidence(early(score, text, marks[0].start() if marks else 0), why)
 
     def segment_text(self, text: str) -> list[Span]:
         if is_chatml(text):
@@ -81,14 +86,11 @@ class ReAct(ChatFormat):
         marks = find_marks(text)
         turns = group_turns(marks)
         choose = numbered_turns if _is_numbered(marks) else unnumbered_turns
-        chosen = choose(text, turns, lambda action: bool(_ENDS.match(action)))
+        chosen = choose(text, turns, _ends)
         if not chosen:
             raise TrajectoryError("no line opens with 'Thought:' or 'Action:', so nothing is cut")
         spans = cover(text, spans_of_turns(text, chosen, branch=self.dialect.thought_optional))
-        last = chosen[-1].marks[-1]
-        if last.kind is SpanKind.ACT and _ENDS.match(text, last.start):
-            spans = _noise_after_finish(text, spans)
-        return spans
+        return _noise_after_finish(text, spans) if _ends(text, chosen[-1]) else spans
 
     # -- chat -----------------------------------------------------------------------------
     def message_evidence(self, messages: Sequence[Message]) -> Evidence:
@@ -128,13 +130,14 @@ def find_marks(text: str) -> list[Mark]:
     header = _RESPONSE.search(text)
     marks = [_mark(m) for m in _MARKER.finditer(text, header.start() if header else 0)]
     numbered = [m for m in marks if m.number is not None]
-    if not numbered or len(numbered) * 2 < len(marks):
+    first = next((m for m in marks if m.kind is not SpanKind.OBSERVATION), None)
+    opens = first is not None and first.number is not None
+    if not numbered or not (opens or len(numbered) * 2 >= len(marks)):
         return marks
-    first = next((m for m in numbered if m.number == 1), None)
-    glued = _FIRST.search(text, 0, first.start if first else len(text))
-    if glued and (first is None or first.word != glued["word"]):
-        numbered.insert(0, _mark(glued))
-        numbered.sort()
+    if numbered[0].number != 1 or numbered[0].word == "Action":
+        glued = _FIRST.search(text, 0, numbered[0].start)
+        if glued:  # "...in the question.Thought 1: .." right behind an instruction
+            numbered.insert(0, _mark(glued))
     return numbered
 
 
@@ -147,6 +150,11 @@ def _mark(match: re.Match[str]) -> Mark:
         _KIND[match["word"]],
         int(number) if number else None,
     )
+
+
+def _ends(text: str, turn: Turn) -> bool:
+    last = turn.marks[-1]
+    return last.kind is SpanKind.ACT and _ENDS.match(text, last.start) is not None
 
 
 def _is_numbered(marks: Sequence[Mark]) -> bool:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from sad_components.formats._chat import ChatFormat, Piece
 from sad_components.formats._chatml import chatml_messages, is_chatml, segment_chatml, split_chatml
+from sad_components.formats._markers import early
 from sad_components.formats.base import Dialect, Evidence, StepCounter, cover
 from sad_components.formats.registry import register_format
 from sad_components.spans import AGENT_KINDS, Span, SpanKind
@@ -113,12 +114,14 @@ class Tags(ChatFormat):
     def text_evidence(self, text: str) -> Evidence:
         if is_chatml(text):
             return self.message_evidence(chatml_messages(text, split_chatml(text)))
-        found = [e.kind for e in elements(text) if e.kind in AGENT_KINDS]
+        agent = [e for e in elements(text) if e.kind in AGENT_KINDS]
+        found = [e.kind for e in agent]
+        first = agent[0].start if agent else 0
         acts = found.count(SpanKind.ACT)
         why = f"{len(found) - acts} thought and {acts} action elements"
         if not found:
             return Evidence(0.0, why)
-        return Evidence(0.9 if acts and len(found) > acts else 0.4, why)
+        return Evidence(early(0.9 if acts and len(found) > acts else 0.4, text, first), why)
 
     def segment_text(self, text: str) -> list[Span]:
         if is_chatml(text):

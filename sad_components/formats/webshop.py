@@ -6,7 +6,8 @@ that opens a log is the runner's and what answers it is the task: both are CONTE
 
 A page in an observation may quote ``Action:`` lines. A real one is answered by the next
 ``Observation:`` line and, in logs that put a blank line before actions (ReAct's do), follows a
-blank line; ``click[Buy Now]`` ends the episode. A bracket that is never closed does not matter: an
+blank line; ``click[Buy Now]`` ends the episode
+once it is scored. A bracket that is never closed does not matter: an
 action ends where its observation starts.
 """
 
@@ -16,6 +17,8 @@ import re
 
 from sad_components.formats._markers import (
     Mark,
+    Turn,
+    early,
     group_turns,
     spans_of_turns,
     unnumbered_turns,
@@ -28,6 +31,7 @@ from sad_components.trajectory import TrajectoryError
 _MARKER = re.compile(r"^(?P<word>Action|Observation):", re.MULTILINE)
 _VERB = re.compile(r"[ \t]*(?P<verb>think|search|click|reset)\b", re.IGNORECASE)
 _RESET = re.compile(r"[ \t]*reset[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_SCORE = re.compile(r"\s*Your score\b")
 _ENDS = re.compile(r"Action:[ \t]*click\[buy now\]", re.IGNORECASE)
 
 
@@ -47,17 +51,24 @@ class WebShop(Format):
         why = f"{fitting} of {len(actions)} 'Action:' lines think, search or click"
         if re.search(r"^Thought\b[^:\n]{0,8}:", text, re.MULTILINE):
             return Evidence(0.1 if fitting else 0.0, why + ", but there are 'Thought:' lines")
-        return Evidence(fitting / len(actions) if actions else 0.0, why)
+        if not fitting:
+            return Evidence(0.0, why)
+        return Evidence(early(fitting / len(actions), text, actions[0].start()), why)
 
     def segment_text(self, text: str) -> list[Span]:
-        turns = unnumbered_turns(
-            text, group_turns(_marks(text)), lambda action: bool(_ENDS.match(action))
-        )
+        turns = unnumbered_turns(text, group_turns(_marks(text)), _ends)
         if turns and _RESET.match(text, turns[0].marks[-1].end):
             turns = turns[1:]
         if not turns:
             raise TrajectoryError("no 'Action:' line of the agent, so nothing is cut")
         return cover(text, spans_of_turns(text, turns, kind_of=_kind, branch=True))
+
+
+def _ends(text: str, turn: Turn) -> bool:
+    """Bought and scored; a shop that answers anything else goes on."""
+    if not _ENDS.match(text, turn.start):
+        return False
+    return turn.answer is None or _SCORE.match(text, turn.answer.end) is not None
 
 
 def _kind(text: str, mark: Mark) -> SpanKind:
