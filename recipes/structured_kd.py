@@ -120,6 +120,7 @@ class StructuredKDRecipe:
             batch_size=cfg.get("eval_batch_size", 4),
             rank=self.rank,
             world=self.world,
+            reduce=distributed.sum_over_ranks,
         )
 
     def _setup_models(self, cfg: DictConfig) -> None:
@@ -160,8 +161,10 @@ class StructuredKDRecipe:
             self.evaluate("before")
         elif self.evaluator and self.teacher:
             self.evaluator.score_teacher(self.teacher.model, self.teacher.head)
-        progress = tqdm(total=self.total_steps, initial=self.step, disable=not self.is_main)
+        shown = None if self.is_main else True  # None: a bar on a terminal only
+        progress = tqdm(total=self.total_steps, initial=self.step, disable=shown)
         while self.step < self.total_steps:
+            self.throughput.pause()
             metrics = self.train_step()
             self.step += 1
             progress.update()
@@ -253,6 +256,9 @@ class StructuredKDRecipe:
             return
         metrics = {"lr": self.optimizer.param_groups[0]["lr"], **metrics}
         self.folder.log({"step": self.step, **metrics})
+        if not sys.stderr.isatty():
+            figures = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k in _SHOWN)
+            self.say(f"step {self.step} of {self.total_steps}: {figures}")
         if self.logger is not None:
             self.logger.log_dict(metrics, step=self.step)
 

@@ -5,46 +5,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from sad_components.data.shipped import resolve_source
 from sad_components.data.transform import SpanTokenizer, TokenizedTrajectory
 from sad_components.formats import get_format
 from sad_components.formats.registry import detect, to_trajectory
 from sad_components.spans import SpanKind
 from sad_components.trajectory import Trajectory, TrajectoryError, iter_json_lines
-
-SHIPPED = "shipped:"
-
-
-def resolve_source(source: str) -> Path:
-    """The file a config means: a path, or ``shipped:household/train`` for one in the package.
-
-    Raises:
-        FileNotFoundError: no such file (the shipped ones are listed).
-    """
-    if not str(source).startswith(SHIPPED):
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no trajectory file {source!r} (looked in {Path.cwd()}); give the path of a "
-                "JSONL file, or shipped:household/train for the one in the package"
-            )
-        return path
-    env, _, split = str(source)[len(SHIPPED) :].partition("/")
-    root = Path(str(resources.files("sad_components") / "envs"))
-    shipped = {
-        f"{p.parent.parent.name}/{p.stem}": p for p in sorted(root.glob("*/trajectories/*.jsonl"))
-    }
-    if f"{env}/{split}" not in shipped:
-        raise FileNotFoundError(
-            f"no shipped trajectories {source!r}; there are: "
-            + ", ".join(SHIPPED + name for name in shipped)
-        )
-    return shipped[f"{env}/{split}"]
 
 
 @dataclass

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from sad_components.data.shipped import resolve_folder
+
 #: Token ids and, per token, the half-open character range it covers.
 Encoded = tuple[list[int], list[tuple[int, int]]]
 
@@ -118,7 +120,7 @@ class HFTokenizer(OffsetTokenizer):
     """A Hugging Face fast tokenizer from a folder with ``tokenizer.json``.
 
     Args:
-        path: the folder (``tokenizer_config.json`` beside it gives the chat template and the
+        path: the folder, or ``shipped:household/tokenizer`` (``tokenizer_config.json`` beside it gives the chat template and the
             names of the bos, eos and pad tokens).
         chat_template: Jinja source that replaces the tokenizer's own, or a path to it.
 
@@ -129,7 +131,7 @@ class HFTokenizer(OffsetTokenizer):
     def __init__(self, path: str, chat_template: str | None = None) -> None:
         from tokenizers import Tokenizer
 
-        folder = Path(path)
+        folder = resolve_folder(path)
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise FileNotFoundError(

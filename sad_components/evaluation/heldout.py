@@ -17,7 +17,6 @@ from sad_components.loss import Head, LossSpec, SpanLoss
 from sad_components.loss.spec import NUM_KINDS
 from sad_components.loss.structured import span_sums
 from sad_components.spans import SpanKind
-from sad_components.training.distributed import sum_over_ranks
 
 #: Both agent kinds, each token under its own kind: metrics do not depend on a run's loss.
 _SPEC = LossSpec(reason=SpanLoss(), act=SpanLoss(), branch="own")
@@ -30,8 +29,8 @@ class HeldoutScores:
     Args:
         sums: name -> float64 sums per kind, shape [K].
         actions: actions written in the trajectories.
-        matched: of those, how many the model predicts token for token (teacher-forced argmax,
-            compared as text after folding case and blanks).
+        matched: of those, how many the model predicts token for token (teacher-forced argmax;
+            case and blanks do not count).
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -70,7 +69,8 @@ class HeldoutEvaluator:
         decode: ids to text.
         batch_size: rows per forward pass.
         chunk_tokens: supervised tokens whose logits are held at once.
-        rank, world: this process scores every ``world``-th row; scores are summed over ranks.
+        rank, world: this process scores every ``world``-th row.
+        reduce: sums a tensor over ranks, in place.
     """
 
     def __init__(
@@ -83,7 +83,9 @@ class HeldoutEvaluator:
         chunk_tokens: int = 256,
         rank: int = 0,
         world: int = 1,
+        reduce: Callable[[Tensor], Tensor] = lambda value: value,
     ) -> None:
+        self._reduce = reduce
         self.rows = sorted(rows, key=len)[rank::world]
         self.pad_id = pad_id
         self.decode = decode
@@ -128,7 +130,19 @@ class HeldoutEvaluator:
             teacher_ND = self._teacher[index].to(device) if self._teacher else None
             predicted = self._add(scores, batch, chosen, hidden_of(index, batch), head, teacher_ND)
             self._match_actions(scores, batch, chosen, predicted)
-        return _summed(scores, device)
+        return self._summed(scores, device)
+
+    def _summed(self, scores: HeldoutScores, device: torch.device) -> HeldoutScores:
+        """The scores of all ranks together."""
+        names = ("ce", "count", "kl", "entropy", "agree")
+        empty = torch.zeros(NUM_KINDS, dtype=torch.float64, device=device)
+        table = torch.stack([scores.sums.get(name, empty) for name in names])
+        counted = torch.tensor([scores.actions, scores.matched], device=device)
+        self._reduce(table)
+        self._reduce(counted)
+        kept = [n for n in names if n in scores.sums] or names
+        sums = {name: table[names.index(name)] for name in kept}
+        return HeldoutScores(sums, *counted.tolist())
 
     def _batches(self, device: torch.device) -> Iterator[Batch]:
         for start in range(0, len(self.rows), self.batch_size):
@@ -168,23 +182,17 @@ class HeldoutEvaluator:
             is_act = batch.span_ids_BS[b] == SpanKind.ACT
             for step in batch.steps_BS[b][is_act].unique().tolist():
                 at = is_act & (batch.steps_BS[b] == step)
-                wanted = self.decode(batch.targets_BS[b][at].tolist())
-                got = self.decode(guess_BS[b][at].tolist())
+                pairs = zip(batch.targets_BS[b][at].tolist(), guess_BS[b][at].tolist())
                 scores.actions += 1
-                scores.matched += normalise(wanted) == normalise(got)
+                scores.matched += all(self._same(wanted, got) for wanted, got in pairs)
 
-
-def _summed(scores: HeldoutScores, device: torch.device) -> HeldoutScores:
-    """The scores of all ranks together."""
-    names = ("ce", "count", "kl", "entropy", "agree")
-    empty = torch.zeros(NUM_KINDS, dtype=torch.float64, device=device)
-    table = torch.stack([scores.sums.get(name, empty) for name in names])
-    counted = torch.tensor([scores.actions, scores.matched], device=device)
-    sum_over_ranks(table)
-    sum_over_ranks(counted)
-    kept = [n for n in names if n in scores.sums] or names
-    sums = {name: table[names.index(name)] for name in kept}
-    return HeldoutScores(sums, *counted.tolist())
+    def _same(self, wanted: int, got: int) -> bool:
+        """Equal tokens, but for case and blanks."""
+        if wanted == got:
+            return True
+        left, right = self.decode([wanted]), self.decode([got])
+        readable = "\ufffd" not in left + right  # a piece of a character is no text
+        return readable and normalise(left) == normalise(right)
 
 
 def _chosen(batch: Batch) -> Tensor:

@@ -1,0 +1,77 @@
+"""Trains a small byte-level BPE tokenizer, for models made from scratch on one environment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from sad_components.data.rendering import render_plain
+from sad_components.formats import detect, get_format
+from sad_components.formats.registry import segment
+from sad_components.trajectory import Trajectory
+
+BOS, EOS, TURN, TURN_END = "<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def train_bpe(
+    trajectories: Iterable[Trajectory], vocab_size: int, out_dir: str | Path, *, digits: bool = True
+) -> Path:
+    """Writes a tokenizer folder (``tokenizer.json``, ``tokenizer_config.json``, ChatML template).
+
+    Args:
+        trajectories: whose plain renderings are learnt from.
+        vocab_size: ids in all, at least 260 (256 bytes and 4 control tokens).
+        out_dir: the folder to write.
+        digits: split numbers into single digits.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: too small a vocabulary.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    control = [EOS, BOS, TURN, TURN_END]
+    if vocab_size < 256 + len(control):
+        raise ValueError(f"vocab_size must be at least {256 + len(control)}; got {vocab_size}")
+    tokenizer = Tokenizer(models.BPE())
+    steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    if digits:
+        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=control,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((_plain_text(t) for t in trajectories), trainer)
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(out / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": TURN_END,
+        "pad_token": EOS,
+        "chat_template": CHATML,
+        "clean_up_tokenization_spaces": False,
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return out
+
+
+def _plain_text(trajectory: Trajectory) -> str:
+    format = (
+        get_format(trajectory.format) if trajectory.format else detect([trajectory.to_dict()])[0]
+    )
+    return render_plain(trajectory.messages, segment(trajectory), format.dialect).text
