@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class SpanKind(IntEnum):
@@ -46,8 +46,7 @@ class SpanKind(IntEnum):
 AGENT_KINDS = frozenset({SpanKind.REASON, SpanKind.ACT})
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Characters ``[start, end)`` of a text, all of one kind.
 
     Args:

@@ -71,15 +71,14 @@ class AlfWorld(Format):
         if not prompts:
             raise TrajectoryError("no line opens with the prompt '> ', so nothing is cut")
         steps = StepCounter()
-        agent: list[Span] = []
-        markers: list[Span] = []
+        spans: list[Span] = []
         for prompt, end in _believed(text, prompts):
-            markers.append(Span(prompt.start, prompt.text_start, SpanKind.CONTEXT))
+            spans.append(Span(prompt.start, prompt.text_start, SpanKind.CONTEXT))
             if end > prompt.text_start:
                 kind = SpanKind.REASON if prompt.is_thought else SpanKind.ACT
                 step = steps.reason() if prompt.is_thought else steps.act()
-                agent.append(Span(prompt.text_start, end, kind, step, branch=True))
-        return cover(text, agent, markers)
+                spans.append(Span(prompt.text_start, end, kind, step, branch=True))
+        return cover(text, spans)
 
 
 def _episode_start(text: str) -> int:
@@ -95,18 +94,13 @@ def _episode_start(text: str) -> int:
 
 def _prompts(text: str, start: int = 0) -> Iterator[_Prompt]:
     found = list(_PROMPT.finditer(text, start))
-    for index, match in enumerate(found):
-        newline = text.find("\n", match.end())
-        line_end = len(text) if newline < 0 else newline + 1
-        last = index + 1 == len(found)
-        yield _Prompt(
-            start=match.start(),
-            text_start=match.end(),
-            line_end=line_end,
-            answer_end=len(text) if last else found[index + 1].start(),
-            is_thought=_THOUGHT.match(text, match.end(), line_end) is not None,
-            is_last=last,
-        )
+    answer_ends = [match.start() for match in found[1:]] + [len(text)]  # one more than none found
+    for match, answer_end in zip(found, answer_ends, strict=False):
+        begin, text_start = match.span()
+        line_end = text.find("\n", text_start) + 1 or len(text)
+        thinks = _THOUGHT.match(text, text_start, line_end) is not None
+        last = answer_end == len(text)
+        yield _Prompt(begin, text_start, line_end, answer_end, thinks, last)
 
 
 def _believed(text: str, prompts: Sequence[_Prompt]) -> Iterator[tuple[_Prompt, int]]:

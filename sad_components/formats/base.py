@@ -7,7 +7,7 @@ writes (context); segmentation, prompts and rollouts read that one declaration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,23 +149,25 @@ class StepCounter:
         return step
 
 
-def cover(text: str, agent: Sequence[Span], prompts: Sequence[Span] = ()) -> list[Span]:
-    """Spans over all of ``text`` from those of the agent.
+def cover(text: str, known: Iterable[Span]) -> list[Span]:
+    """Spans over all of ``text`` from those of the agent and the harness's prompts.
 
-    Text before the first of them is CONTEXT, a later gap is OBSERVATION of the step before it.
+    Text before the first step is CONTEXT, a later gap is OBSERVATION of the step before it.
 
     Args:
         text: the whole transcript.
-        agent: REASON and ACT spans, in order.
-        prompts: CONTEXT spans that the harness wrote inside the episode (``"> "``), in order.
+        known: REASON, ACT, and CONTEXT spans inside the episode, in order.
     """
     out: list[Span] = []
     position, step = 0, 0
-    for span in sorted((*agent, *prompts), key=lambda s: s.start):
-        out.append(_gap(position, span.start, step))
-        out.append(span)
+    for span in known:
+        if span.start > position:
+            out.append(_gap(position, span.start, step))
+        if span.end > span.start:
+            out.append(span)
         position, step = span.end, span.step or step
-    out.append(_gap(position, len(text), step))
+    if position < len(text):
+        out.append(_gap(position, len(text), step))
     return merge(out)
 
 

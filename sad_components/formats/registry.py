@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sad_components.formats.base import Evidence, Format, messages_from_spans
@@ -218,20 +218,26 @@ def segment(trajectory: Trajectory) -> list[list[Span]]:
     return per_message
 
 
-def split_spans(spans: Iterable[Span], messages: Iterable[Message]) -> list[list[Span]]:
+def split_spans(spans: Sequence[Span], messages: Iterable[Message]) -> list[list[Span]]:
     """Spans over the joined contents, cut at message boundaries and made relative."""
     out: list[list[Span]] = []
-    queue = list(spans)
     index = start = 0
     for message in messages:
         end = start + len(message.text)
-        mine = []
-        while index < len(queue) and queue[index].start < end:
-            s = queue[index]
-            branch = s.branch and s.start >= start
-            cut = Span(max(s.start, start), min(s.end, end), s.kind, s.step, branch)
-            mine.append(cut.shifted(-start))
-            if s.end > end:
+        mine: list[Span] = []
+        while index < len(spans) and spans[index].start < end:
+            first, last, kind, step, branch = spans[index]
+            begins = first >= start
+            mine.append(
+                Span(
+                    first - start if begins else 0,
+                    min(last, end) - start,
+                    kind,
+                    step,
+                    branch and begins,
+                )
+            )
+            if last > end:
                 break
             index += 1
         out.append(mine)
