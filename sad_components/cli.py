@@ -23,6 +23,11 @@ COMMANDS = {
     "fetch-demo": Command(
         "sad_components.demo", "fetch SmolLM2-135M-Instruct, the demo's teacher, as a model folder"
     ),
+    "spans": Command("sad_components.viewer.spans", "show a transcript file with its spans"),
+    "stats": Command("sad_components.viewer.stats", "count episodes, steps and spans of a file"),
+    "convert": Command(
+        "sad_components.viewer.convert", "write a transcript file as canonical JSONL"
+    ),
 }
 
 #: What the user can mend: bad values, missing files or packages, a full disk, no network.

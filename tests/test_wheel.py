@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILT_FROM = ["pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md"]
 BUILT_FROM += ["Makefile", "constraints.txt"]
 FOLDERS = ["sad_components", "recipes", "configs", "tests", "docs"]
-DATA_SUFFIXES = {".py", ".jsonl", ".md", ".yaml", ".jinja"}
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +39,9 @@ def built(tmp_path_factory) -> tuple[set[str], set[str]]:
 
 
 def files_under(folder: str) -> set[str]:
-    """Tracked kinds of files in a folder of the repository, relative to the root."""
-    files = (ROOT / folder).rglob("*")
-    return {f.relative_to(ROOT).as_posix() for f in files if f.suffix in DATA_SUFFIXES}
+    """All files in a folder of the repository but compiled ones, relative to the root."""
+    files = (f for f in (ROOT / folder).rglob("*") if f.is_file() and f.suffix != ".pyc")
+    return {file.relative_to(ROOT).as_posix() for file in files}
 
 
 def test_the_wheel_installs_one_top_level_package(built):
