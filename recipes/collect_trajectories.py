@@ -17,7 +17,13 @@ from torchtune import config
 
 from sad_components.envs.household import TASK_TYPES
 from sad_components.envs.household.collection import EpisodeSettings, play_episodes
+from sad_components.training.config import check_keys
 from sad_components.trajectory import Trajectory, write_jsonl
+
+KEYS = (
+    *("env", "split", "seed", "episodes", "task_types", "style", "wrong_turn_share"),
+    *("keep_only_successes", "workers", "output", "overwrite"),
+)
 
 
 class CollectTrajectoriesRecipe:
@@ -27,13 +33,15 @@ class CollectTrajectoriesRecipe:
         cfg: see ``configs/household/collect_train.yaml``, which explains every field.
 
     Raises:
-        ValueError: a field outside its range; the message says which.
+        ConfigError: a key that nobody reads.
     """
 
     #: Games per wanted episode after which the recipe gives up on a task type.
     MOST_GAMES_PER_EPISODE = 3
 
     def __init__(self, cfg: DictConfig) -> None:
+        check_keys(cfg, KEYS)
+        check_keys(cfg.env, ["max_steps"], "env")
         self.settings = EpisodeSettings(
             split=cfg.split,
             style=cfg.style,
@@ -54,7 +62,11 @@ class CollectTrajectoriesRecipe:
         self.dropped: list[str] = []
 
     def setup(self) -> None:
-        """Checks what can be checked before the first game."""
+        """Checks what can be checked before the first game.
+
+        Raises:
+            ValueError: task types or episodes that cannot be, or an output that exists.
+        """
         unknown = [name for name in self.task_types if name not in TASK_TYPES]
         if unknown or not self.task_types:
             raise ValueError(

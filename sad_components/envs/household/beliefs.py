@@ -44,14 +44,14 @@ class Task:
     Args:
         target: kind of the object.
         goal: receptacle kind it goes to, or the lamp's kind when ``in_light``.
-        treatment: ``clean``, ``heat`` or ``cool`` it first; None for none.
+        treatment: ``clean``, ``heat`` or ``cool`` it first; empty for none.
         count: how many objects.
         in_light: look at the object under the lamp instead of putting it somewhere.
     """
 
     target: str
     goal: str
-    treatment: str | None = None
+    treatment: str = ""
     count: int = 1
     in_light: bool = False
 
@@ -65,7 +65,7 @@ class Task:
                 return cls(
                     target=found["target"],
                     goal=found.get("goal") or found["lamp"],
-                    treatment=found.get("verb") or _VERB_OF_RESULT.get(found.get("result")),
+                    treatment=found.get("verb") or _VERB_OF_RESULT.get(found.get("result", ""), ""),
                     count=2 if found.get("two") else 1,
                     in_light="lamp" in found,
                 )
@@ -144,4 +144,4 @@ class Beliefs:
 
     def is_treated(self, thing: str) -> bool:
         """Whether an object has had what the task asks for (true when it asks for nothing)."""
-        return self.task.treatment is None or RESULTS[self.task.treatment] in self.states[thing]
+        return not self.task.treatment or RESULTS[self.task.treatment] in self.states[thing]

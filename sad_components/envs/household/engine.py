@@ -48,6 +48,7 @@ class HouseholdEnv:
         if max_steps < 1:
             raise ValueError(f"max_steps is at least 1; got {max_steps}")
         self.max_steps = max_steps
+        _shared_logic()
         with _kept_argv():
             self._library = _textworld_pddl().fast_downward.load_lib()
         self._game: Game | None = None
@@ -105,7 +106,7 @@ class HouseholdEnv:
         return observation, float(won), self._done, info
 
     def restore(self, game: Game, actions: Sequence[str]) -> str:
-        """Puts a game into the state after ``actions``, by playing them; returns what was seen last.
+        """Puts a game into the state after ``actions`` by playing them; returns the last answer.
 
         Raises:
             RuntimeError: the game ends before the last of the actions.

@@ -15,11 +15,11 @@ TEACHER = "household-expert"
 
 _ACTIONS = (
     "Actions: go to R, open R, close R, take O from R, move O to R, use O, "
-    "clean O with R, heat O with R, cool O with R, examine X, look, inventory."
+    "clean O with R, heat O with R, cool O with R."
 )
 INSTRUCTIONS = {
-    "dense": f"Solve a task in a house. Answer with one thought and one action.\n{_ACTIONS}",
-    "sparse": f"Solve a task in a house. Answer with one action; think when it helps.\n{_ACTIONS}",
+    "dense": f"Solve a household task. Reply with one thought and one action.\n{_ACTIONS}",
+    "sparse": f"Solve a household task. Reply with one action; think when it helps.\n{_ACTIONS}",
 }
 
 

@@ -24,9 +24,9 @@ GAMES_PER_SPLIT = 1_000_000_000
 
 _HELDOUT_ONE_IN = 5
 _LAYOUT_TRIES = 200
-_FEWEST_RECEPTACLES, _MOST_RECEPTACLES = 8, 12
-_OTHER_KINDS = 7
-_LIKELY_SHARE = 0.75
+_FEWEST_RECEPTACLES, _MOST_RECEPTACLES = 8, 11
+_OTHER_KINDS = 6
+_LIKELY_SHARE = 0.8
 
 _TREATMENT_OF = {
     "pick_clean_then_place_in_recep": "clean",
@@ -163,12 +163,12 @@ def _sample_task(
     room: str, receptacles: tuple[str, ...], task_type: str, rng: random.Random
 ) -> tuple[str, str]:
     kinds = {kind_of(name) for name in receptacles}
-    treatment = _TREATMENT_OF.get(task_type)
+    treatment = _TREATMENT_OF.get(task_type, "")
     choices: dict[str, list[str]] = {}
     for target, about in OBJECTS.items():
         # A sink is no goal for what was cleaned in it: "clean it, then bring it there" is odd.
         homes = [k for k in about.homes if k in kinds and k != STATIONS.get(treatment)]
-        fits = room in about.rooms and (treatment is None or treatment in about.treatments)
+        fits = room in about.rooms and (not treatment or treatment in about.treatments)
         # A target does not start in its goal, so that it needs another home.
         if fits and len(homes) > 1:
             choices[target] = homes
@@ -198,7 +198,7 @@ def _sample_places(
 
 
 def _home(kind: str, receptacles: tuple[str, ...], barred: str, rng: random.Random) -> str:
-    """A receptacle for an object: three times out of four one where its kind is likely."""
+    """A receptacle for an object: mostly one where its kind is likely."""
     likely, possible = (
         [r for r in receptacles if kind_of(r) in kinds and kind_of(r) != barred]
         for kinds in homes_of(kind)

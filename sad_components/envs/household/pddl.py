@@ -42,7 +42,7 @@ def game_data(game: Game) -> dict[str, object]:
 def domain_and_grammar() -> tuple[str, str]:
     """The texts of ALFWorld's ``alfred.pddl`` and ``alfred.twl2``."""
     data = _alfworld_folder() / "data"
-    return tuple((data / name).read_text() for name in ("alfred.pddl", "alfred.twl2"))
+    return (data / "alfred.pddl").read_text(), (data / "alfred.twl2").read_text()
 
 
 def task_sentence(game: Game) -> str:
@@ -151,6 +151,8 @@ def _alfworld_folder() -> Path:
 def _goal_library() -> ModuleType:
     path = _alfworld_folder() / "gen" / "goal_library.py"
     spec = importlib.util.spec_from_file_location("_alfworld_goal_library", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(MISSING_EXTRA)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -146,14 +146,17 @@ _DENSE = {
     "to_drop": (
         "The {held} is not what I need; it has to go somewhere.",
         "I hold the wrong thing and want my hand free.",
+        "What I hold is no help for this task, so I leave it somewhere.",
     ),
     "open_drop": (
         "It is shut, and I want to leave the {held} inside.",
         "To get rid of the {held} I need this open.",
+        "The {held} cannot go in while it is closed.",
     ),
     "drop": (
         "The {held} can stay here; my hand must be free.",
         "I leave the {held}, as it is not needed.",
+        "My hand has to be free, and the {held} fits here.",
     ),
 }
 _SPARSE = {
@@ -268,7 +271,7 @@ def _slots(decision: Decision, beliefs: Beliefs) -> dict[str, str]:
         "a_target": with_article(task.target),
         "targets": plural(task.target),
         "goal": task.goal,
-        "treatment": task.treatment or "",
+        "treatment": task.treatment,
         "result": RESULTS.get(task.treatment, ""),
         "station": STATIONS.get(task.treatment, ""),
         "sought": sought,

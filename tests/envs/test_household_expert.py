@@ -1,0 +1,193 @@
+"""Beliefs, decisions and thoughts from observations alone: no engine needed."""
+
+import random
+
+import pytest
+
+from sad_components.envs.household import Expert
+from sad_components.envs.household.beliefs import Beliefs, Task
+from sad_components.envs.household.thoughts import Narrator, plural, with_article
+from sad_components.envs.household.wrong_turns import schedule, wrong_action
+
+ROOM = (
+    "You are in the middle of a room. Looking quickly around you, you see a cabinet 2, "
+    "a cabinet 1, a coffeemachine 1, a countertop 1, a drawer 1, a fridge 1, a microwave 1, "
+    "a sinkbasin 1, and a stoveburner 1.\nYour task is to: {task}."
+)
+
+
+def expert(task, *observations, seed=0):
+    history = [("", observation) for observation in observations]
+    return Expert(ROOM.format(task=task), random.Random(seed), history)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "task"),
+    [
+        ("put a mug in shelf", Task("mug", "shelf")),
+        ("put some mug on shelf", Task("mug", "shelf")),
+        ("look at cd under the desklamp", Task("cd", "desklamp", in_light=True)),
+        ("examine the cd with the desklamp", Task("cd", "desklamp", in_light=True)),
+        ("put a clean mug in shelf", Task("mug", "shelf", "clean")),
+        ("clean some mug and put it in shelf", Task("mug", "shelf", "clean")),
+        ("put a hot mug in shelf", Task("mug", "shelf", "heat")),
+        ("heat some mug and put it in shelf", Task("mug", "shelf", "heat")),
+        ("put a cool mug in shelf", Task("mug", "shelf", "cool")),
+        ("cool some mug and put it in shelf", Task("mug", "shelf", "cool")),
+        ("put two mug in shelf", Task("mug", "shelf", count=2)),
+        ("find two mug and put them in shelf", Task("mug", "shelf", count=2)),
+    ],
+)
+def test_every_wording_is_understood(sentence, task):
+    assert Task.parse(sentence) == task
+
+
+def test_unknown_task_is_an_error():
+    with pytest.raises(ValueError, match="got 'slice the bread'"):
+        Task.parse("slice the bread")
+    with pytest.raises(ValueError, match="ends with the line 'Your task is to"):
+        Beliefs("You are in a room.")
+
+
+def test_search_takes_any_usual_place_first():
+    decision = expert("heat some mug and put it in cabinet").decide()
+    assert decision.situation == "search"
+    assert decision.tier == 0
+    usual = ("go to cabinet 1", "go to cabinet 2", "go to coffeemachine 1", "go to countertop 1")
+    assert decision.acceptable == usual
+
+
+def test_search_order_varies():
+    task = "put a mug in fridge"
+    assert len({expert(task, seed=seed).decide().action for seed in range(20)}) > 2
+
+
+def test_search_never_returns_to_a_seen_place():
+    decision = expert(
+        "put a mug in fridge",
+        "You arrive at countertop 1. On the countertop 1, you see nothing.",
+    ).decide()
+    assert "go to countertop 1" not in decision.acceptable
+
+
+@pytest.mark.parametrize(
+    ("observations", "acceptable"),
+    [
+        (["You arrive at cabinet 1. The cabinet 1 is closed."], ["open cabinet 1"]),
+        (
+            ["You arrive at countertop 1. On the countertop 1, you see a mug 1, and a mug 2."],
+            ["take mug 1 from countertop 1", "take mug 2 from countertop 1"],
+        ),
+        (["You pick up the mug 1 from the countertop 1."], ["go to microwave 1"]),
+        (
+            [
+                "You pick up the mug 1 from the countertop 1.",
+                "You arrive at microwave 1. The microwave 1 is closed.",
+            ],
+            ["heat mug 1 with microwave 1"],
+        ),
+        (
+            [
+                "You pick up the mug 1 from the countertop 1.",
+                "You heat the mug 1 using the microwave 1.",
+            ],
+            ["go to cabinet 1", "go to cabinet 2"],
+        ),
+        (  # cooled after it was heated: not hot any more
+            [
+                "You pick up the mug 1 from the countertop 1.",
+                "You heat the mug 1 using the microwave 1.",
+                "You cool the mug 1 using the fridge 1.",
+            ],
+            ["go to microwave 1"],
+        ),
+        (
+            [
+                "You pick up the mug 1 from the countertop 1.",
+                "You heat the mug 1 using the microwave 1.",
+                "You arrive at cabinet 2. The cabinet 2 is closed.",
+            ],
+            ["open cabinet 2"],
+        ),
+    ],
+)
+def test_takes_over_from_any_state(observations, acceptable):
+    decision = expert("heat some mug and put it in cabinet", *observations).decide()
+    assert list(decision.acceptable) == acceptable
+    assert decision.action in acceptable
+
+
+def test_drops_what_is_not_the_target():
+    decision = expert(
+        "put a mug in fridge", "You pick up the pot 1 from the stoveburner 1."
+    ).decide()
+    assert decision.phase == "drop"
+    assert "go to stoveburner 1" in decision.acceptable
+    assert "go to coffeemachine 1" not in decision.acceptable
+
+
+def test_second_object_goes_beside_the_first():
+    decision = expert(
+        "put two mug in cabinet",
+        "You open the cabinet 1. The cabinet 1 is open. In it, you see nothing.",
+        "You move the mug 1 to the cabinet 1.",
+        "You pick up the mug 2 from the countertop 1.",
+        "You arrive at cabinet 2. The cabinet 2 is closed.",
+    ).decide()
+    assert decision.acceptable == ("go to cabinet 1",)
+
+
+def test_dense_thinks_always_and_sparse_only_when_the_sub_goal_changes():
+    observations = [
+        "You arrive at countertop 1. On the countertop 1, you see nothing.",
+        "You arrive at coffeemachine 1. On the coffeemachine 1, you see a mug 1.",
+    ]
+    thoughts = {}
+    for style in ("dense", "sparse"):
+        player = expert("put a mug in fridge")
+        narrator = Narrator(style, random.Random(0))
+        thoughts[style] = [narrator.thought(player.decide(), player.beliefs)]
+        for observation in observations:
+            player.observe(observation)
+            thoughts[style].append(narrator.thought(player.decide(), player.beliefs))
+    assert all(thoughts["dense"])
+    assert [bool(thought) for thought in thoughts["sparse"]] == [True, False, True]
+
+
+def test_unknown_style_is_an_error():
+    with pytest.raises(ValueError, match="one of dense, sparse; got 'verbose'"):
+        Narrator("verbose", random.Random(0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_wrong_actions_are_never_acceptable_ones(seed):
+    player = expert(
+        "heat some mug and put it in cabinet",
+        "You arrive at countertop 1. On the countertop 1, you see a mug 1.",
+        "You pick up the mug 1 from the countertop 1.",
+    )
+    admissible = [f"go to {name}" for name in player.beliefs.receptacles]
+    decision = player.decide()
+    action, kind = wrong_action(decision, player.beliefs, admissible, random.Random(seed))
+    assert action not in decision.acceptable
+    assert (action in admissible) == (kind == "detour")
+
+
+def test_share_of_wrong_turns():
+    rng = random.Random(0)
+    assert not any(schedule(0.0, rng) for _ in range(100))
+    counts = [len(schedule(1.0, rng)) for _ in range(200)]
+    assert set(counts) == {1, 2}
+    assert 0.2 < sum(bool(schedule(0.25, rng)) for _ in range(1000)) / 1000 < 0.3
+
+
+def test_words():
+    assert [plural(n) for n in ("shelf", "watch", "tomato", "mug", "butterknife")] == [
+        "shelves",
+        "watches",
+        "tomatoes",
+        "mugs",
+        "butterknives",
+    ]
+    assert with_article("apple") == "an apple"
+    assert with_article("mug") == "a mug"
