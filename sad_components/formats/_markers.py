@@ -133,14 +133,25 @@ def _last_episode(text: str, turns: Sequence[Turn], ends: Ends) -> int:
     for index in range(len(turns) - 1, 0, -1):
         turn, previous = turns[index], turns[index - 1]
         missing.discard(turn.number or 0)
-        if (
-            turn.number == 1
-            and not missing
-            and ends(text, previous)
-            and _HEADER.search(text, previous.marks[-1].end, turn.start)
-        ):
+        if missing or not _opens_episode(text, turns, index) or not ends(text, previous):
+            continue
+        if previous.number == 1:
+            counted = _opens_episode(text, turns, index - 1)
+        else:
+            counted = index > 1 and turns[index - 2].number == (previous.number or 0) - 1
+        if counted:
             return index
     return 0
+
+
+def _opens_episode(text: str, turns: Sequence[Turn], index: int) -> bool:
+    """Whether a turn is number 1, with a header line between it and the turn before it."""
+    if turns[index].number != 1:
+        return False
+    if index == 0:
+        return True
+    behind = turns[index - 1].marks[-1].end
+    return _HEADER.search(text, behind, turns[index].start) is not None
 
 
 def unnumbered_turns(text: str, turns: Sequence[Turn], ends: Ends) -> list[Turn]:
