@@ -99,10 +99,10 @@ class Message:
                 "token_ids and logprobs are equally long; "
                 f"got {len(token_ids)} and {len(logprobs)}"
             )
-        known = {k: record[k] for k in _MESSAGE_KEYS if record.get(k) is not None}
-        extra = dict(record.get("extra") or {})
+        known = {k: without_nulls(record[k]) for k in _MESSAGE_KEYS if record.get(k) is not None}
+        extra = without_nulls(dict(record.get("extra") or {}))
         own = (*_MESSAGE_KEYS, "extra")
-        extra.update({k: v for k, v in record.items() if k not in own and v is not None})
+        extra.update(without_nulls({k: v for k, v in record.items() if k not in own}))
         return cls(**known, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,9 +165,9 @@ class Trajectory:
             except TrajectoryError as error:
                 raise TrajectoryError(f"message {index}: {error}") from None
         known = {k: record[k] for k in _TRAJECTORY_KEYS if record.get(k) is not None}
-        meta = dict(record.get("meta") or {})
+        meta = without_nulls(dict(record.get("meta") or {}))
         own = (*_TRAJECTORY_KEYS, "messages", "meta")
-        meta.update({k: v for k, v in record.items() if k not in own and v is not None})
+        meta.update(without_nulls({k: v for k, v in record.items() if k not in own}))
         return cls(messages=messages, meta=meta, **known)
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,6 +184,21 @@ class Trajectory:
 _TRAJECTORY_KEYS = tuple(f.name for f in fields(Trajectory) if f.name not in ("messages", "meta"))
 
 
+def without_nulls(value: Any) -> Any:
+    """``value`` without the null keys of its objects, at any depth.
+
+    ``datasets`` gives every row of a column the keys of all rows, null where a row has none. The
+    arguments of a tool call stay as they are: there a null is the agent's own.
+    """
+    if isinstance(value, dict):
+        return {
+            k: v if k == "arguments" else without_nulls(v)
+            for k, v in value.items()
+            if v is not None
+        }
+    return [without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
 def iter_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
     """Yields ``(line number, object)``, 1-based; blank lines are passed over.
 
@@ -191,17 +206,24 @@ def iter_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
         FileNotFoundError: no such file.
         TrajectoryError: a line is no JSON; the message names file and line.
     """
-    with open(path, encoding="utf-8") as handle:
+    with open(path, "rb") as handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                problem = f"not UTF-8: {error.reason} at byte {error.start + 1}"
             except json.JSONDecodeError as error:
-                raise TrajectoryError(
-                    f"{path}:{number}: every line is one JSON object, but this one is not JSON "
-                    f"({error.msg} at column {error.colno}); fix or remove the line"
-                ) from None
+                problem = f"not JSON: {error.msg} at column {error.colno}"
+            except RecursionError:
+                problem = "not JSON that can be read: nested too deeply"
+            else:
+                continue
+            raise TrajectoryError(
+                f"{path}:{number}: every line is one JSON object, but this one is {problem}; "
+                "fix or remove the line"
+            )
 
 
 def read_jsonl(path: str | os.PathLike) -> Iterator[Trajectory]:
