@@ -94,12 +94,13 @@ def cut_tags(text: str, *, has_call: bool = False) -> list[Piece]:
 def _plain_piece(
     text: str, start: int, end: int, kind: SpanKind, before: Sequence[Piece]
 ) -> list[Piece]:
-    """Untagged text; white space goes with what it follows, or else with what comes next."""
-    if start == end:
-        return []
-    if text[start:end].strip():
-        return [Piece(end, kind)]
-    return [Piece(end, before[-1].kind)] if before else []
+    """Untagged text; white space before it goes with the element that it follows."""
+    plain = text[start:end]
+    blank = len(plain) - len(plain.lstrip())
+    pieces = [Piece(start + blank, before[-1].kind)] if blank and before else []
+    if blank < len(plain):
+        pieces.append(Piece(end, kind))
+    return pieces
 
 
 @register_format
