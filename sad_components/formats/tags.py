@@ -98,7 +98,7 @@ def _plain_piece(
     plain = text[start:end]
     blank = len(plain) - len(plain.lstrip())
     pieces = [Piece(start + blank, before[-1].kind)] if blank and before else []
-    if blank < len(plain):
+    if blank < len(plain) or (plain and end == len(text) and not before):
         pieces.append(Piece(end, kind))
     return pieces
 
