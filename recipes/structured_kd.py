@@ -24,11 +24,12 @@ from sad_components.data import StepOrder, TrajectoryDataset, collate, micro_bat
 from sad_components.data.transform import SpanTokenizer
 from sad_components.evaluation.heldout import HeldoutEvaluator, format_table, teacher_row
 from sad_components.loss import HiddenRows
-from sad_components.models import save_student
+from sad_components.models import from_pretrained, save_student
 from sad_components.models.hidden import head_of, stop_at_hidden, vocab_size_of
 from sad_components.spans import SpanKind
 from sad_components.training import distributed
 from sad_components.training.config import ConfigError, build, check_keys
+from sad_components.training.errors import explained
 from sad_components.training.precision import resolve_dtype
 from sad_components.training.report import Throughput, versions
 from sad_components.training.run_folder import RunFolder
@@ -180,6 +181,18 @@ class StructuredKDRecipe:
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step; its loss and per-span means over all ranks."""
+        metrics = self.gradients()
+        if self.clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
+            metrics["grad_norm"] = float(norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return {**metrics, **self.throughput.rates()}
+
+    def gradients(self) -> dict[str, float]:
+        """The step's gradients in ``.grad``, summed over micro-batches and ranks."""
         micro = [
             collate([self.data[i] for i in rows], self.tokenizer.pad_id, self.spec).to(self.device)
             for rows in micro_batches(
@@ -200,21 +213,12 @@ class StructuredKDRecipe:
                 sums[name] = sums.get(name, 0) + value
             self.throughput.add(batch.num_tokens, int(output.sums["count"].sum()))
         distributed.sum_gradients(self.student)
-        if self.clip is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.scheduler is not None:
-            self.scheduler.step()
-        metrics = {"loss": float(distributed.sum_over_ranks(total))}
-        if self.clip is not None:
-            metrics["grad_norm"] = float(norm)
-        return {**metrics, **self._span_means(sums), **self.throughput.rates()}
+        return {"loss": float(distributed.sum_over_ranks(total)), **self._span_means(sums)}
 
     def batch_loss(self, batch, counts: torch.Tensor):
         """Loss of one micro-batch: heads run on the supervised tokens only."""
         chosen = self.spec.supervised(batch.span_ids_BS, batch.branch_BS)
-        teacher = self.teacher.rows(batch, chosen) if self.teacher else None
+        teacher = self.teacher.rows(batch, chosen) if self.spec.needs_teacher else None
         student = HiddenRows(
             self.student(batch.tokens_BS)[chosen], head_of(self.student, self.vocab)
         )
@@ -229,16 +233,16 @@ class StructuredKDRecipe:
 
     def _span_means(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         """``kl_reason``, ``ce_act``, .. over the step's tokens of all ranks."""
-        names = ("count", "ce", "kl", "entropy", "agree")
+        names = ("ce", "kl", "entropy", "agree") if self.spec.needs_teacher else ("ce",)
         empty = torch.zeros(len(SpanKind), dtype=torch.float64, device=self.device)
-        table = distributed.sum_over_ranks(torch.stack([sums.get(n, empty) for n in names]))
-        means = {}
-        for kind in self.spec.by_kind:
-            if table[0, kind] > 0:
-                for row, name in enumerate(names[1:], start=1):
-                    if name in ("ce",) or self.teacher:
-                        means[f"{name}_{kind.label}"] = float(table[row, kind] / table[0, kind])
-        return means
+        table = torch.stack([sums.get(name, empty) for name in ("count", *names)])
+        distributed.sum_over_ranks(table)
+        return {
+            f"{name}_{kind.label}": float(table[row, kind] / table[0, kind])
+            for row, name in enumerate(names, start=1)
+            for kind in self.spec.by_kind
+            if table[0, kind] > 0
+        }
 
     # -- what comes out -------------------------------------------------------------------------
 
@@ -285,8 +289,6 @@ class StructuredKDRecipe:
                 f"resume: true goes on with the seed of the run ({state['seed']}), but the config "
                 f"has {self.seed}; use the same seed"
             )
-        from sad_components.models import from_pretrained
-
         saved = from_pretrained(path, dtype=self.dtype, device=self.device)
         self.student.load_state_dict(saved.state_dict())
         self.optimizer.load_state_dict(state["optimizer"])
@@ -349,8 +351,9 @@ def recipe_main(cfg: DictConfig) -> None:
     """Entry point: ``tune run recipes/structured_kd.py --config ..``."""
     recipe = None
     try:
-        recipe = StructuredKDRecipe(cfg)
-        recipe.setup(cfg)
+        with explained("structured_kd"):
+            recipe = StructuredKDRecipe(cfg)
+            recipe.setup(cfg)
         recipe.train()
     finally:
         if recipe is not None:

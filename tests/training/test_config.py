@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from sad_components.training.config import ConfigError, build, check_keys
+from sad_components.training.precision import resolve_dtype
+from sad_components.training.vocabulary import shared_vocab_size
+
+
+def node(**fields):
+    return OmegaConf.create(fields)
+
+
+def test_unknown_key_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"'lerning_rate' \(did you mean 'learning_rate'\?\)"):
+        check_keys(node(lerning_rate=1), ["learning_rate", "seed"])
+    check_keys(node(seed=1), ["learning_rate", "seed"])
+
+
+def test_builds_what_the_node_names():
+    layer = build(node(_component_="torch.nn.Linear", in_features=3), "layer", out_features=2)
+    assert layer.weight.shape == (2, 3)
+    assert build(None, "layer") is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"in_features": 3}, "layer needs a _component_"),
+        ({"_component_": "Linear"}, "is a dotted path"),
+        ({"_component_": "no.such.thing"}, "no module 'no.such'"),
+        ({"_component_": "torch.nn.Linaer"}, r"torch.nn has no 'Linaer' \(did you mean 'Linear'"),
+        ({"_component_": "torch.nn.Linear", "infeatures": 3}, "did you mean 'in_features'"),
+    ],
+)
+def test_component_errors_say_what_to_write(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        build(node(**fields), "layer")
+
+
+def test_component_that_misses_a_package_says_which(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import not_installed_here\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="No module named 'not_installed_here'"):
+        build(node(_component_="needs_more.Thing"), "thing")
+
+
+def test_dtype_by_name():
+    cpu = torch.device("cpu")
+    assert resolve_dtype("bf16", cpu) is torch.bfloat16
+    assert resolve_dtype("auto", cpu) in (torch.bfloat16, torch.float32)
+    with pytest.raises(ValueError, match="dtype is auto"):
+        resolve_dtype("int3", cpu)
+
+
+def test_padded_vocabularies_share_the_smaller_one():
+    assert shared_vocab_size(512, 640, 500) == 512
+    assert shared_vocab_size(512, None, 500) == 512
+
+
+def test_different_vocabularies_are_an_error_with_both_sizes():
+    with pytest.raises(ValueError, match=r"student vocab 400 < tokenizer vocab 500.*teacher 640"):
+        shared_vocab_size(400, 640, 500)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+
+from sad_components.training.config import ConfigError
+from sad_components.training.run_folder import RunFolder
+
+
+def save(folder: RunFolder, step: int, text: str = "weights") -> None:
+    def write_student(path):
+        path.mkdir()
+        (path / "model").write_text(text)
+
+    folder.save_checkpoint(step, {"step": step, "tensor": torch.ones(2)}, write_student)
+
+
+def test_newest_checkpoints_stay_and_load(tmp_path):
+    folder = RunFolder(tmp_path / "run", keep=2)
+    for step in (1, 2, 10):
+        save(folder, step, f"after {step}")
+    assert [p.name for p in folder.checkpoints()] == ["step_00000002", "step_00000010"]
+    student, state = folder.load_checkpoint()
+    assert (student / "model").read_text() == "after 10"
+    assert state["step"] == 10
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), RuntimeError("disk")])
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path, failure):
+    folder = RunFolder(tmp_path / "run")
+    save(folder, 1)
+
+    def fail(path):
+        path.mkdir()
+        (path / "model").write_text("half")
+        raise failure
+
+    with pytest.raises(OSError, match=r"last good one is .*step_00000001"):
+        folder.save_checkpoint(2, {"step": 2}, fail)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
+    assert folder.load_checkpoint()[1]["step"] == 1
+
+
+def test_other_run_is_refused_unless_resuming(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.log({"step": 1})
+    with pytest.raises(ConfigError, match=r"holds another run \(metrics.jsonl\)"):
+        RunFolder(tmp_path / "run")
+    save(folder, 1)
+    RunFolder(tmp_path / "run", resume=True)
+
+
+def test_metrics_behind_the_checkpoint_are_dropped(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    for step in (1, 2, 3):
+        folder.log({"step": step})
+    folder.forget_after(2)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert lines == ['{"step": 1}', '{"step": 2}']
+
+
+def test_state_is_read_without_pickle(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    save(folder, 1)
+    (folder.checkpoints()[-1] / "state.pt").write_bytes(b"\x80\x04c__builtin__\nprint\n.")
+    with pytest.raises(Exception, match=r"(?i)weights_only|pickle|invalid"):
+        folder.load_checkpoint()
