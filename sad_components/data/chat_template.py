@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from sad_components.data.rendering import ApplyTemplate
+#: ``apply(messages, add_generation_prompt) -> text``: a chat template as a function.
+ApplyTemplate = Callable[[list[dict[str, Any]], bool], str]
 
 
 def compile_template(source: str, variables: dict[str, Any] | None = None) -> ApplyTemplate:
@@ -33,7 +35,7 @@ def compile_template(source: str, variables: dict[str, Any] | None = None) -> Ap
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = template_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda fmt: datetime.now().strftime(fmt)
     try:
@@ -55,5 +57,6 @@ def compile_template(source: str, variables: dict[str, Any] | None = None) -> Ap
     return apply
 
 
-def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
+def template_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    """What the ``tojson`` filter of chat templates writes: JSON with every character as it is."""
     return json.dumps(value, ensure_ascii=False, indent=indent)

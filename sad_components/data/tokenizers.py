@@ -120,8 +120,8 @@ class HFTokenizer(OffsetTokenizer):
     """A Hugging Face fast tokenizer from a folder with ``tokenizer.json``.
 
     Args:
-        path: the folder, or ``shipped:household/tokenizer`` (``tokenizer_config.json`` beside it gives the chat template and the
-            names of the bos, eos and pad tokens).
+        path: the folder, or ``shipped:household/tokenizer``; its ``tokenizer_config.json`` gives
+            the chat template and the names of the bos, eos and pad tokens.
         chat_template: Jinja source that replaces the tokenizer's own, or a path to it.
 
     Raises:

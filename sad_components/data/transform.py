@@ -9,14 +9,8 @@ from typing import Any
 import numpy as np
 
 from sad_components.data.chat_template import compile_template
-from sad_components.data.rendering import (
-    NotAppendOnly,
-    Rendered,
-    render_chatml,
-    render_per_turn,
-    render_plain,
-    render_template,
-)
+from sad_components.data.rendering import Rendered, render_chatml, render_plain
+from sad_components.data.template_rendering import NotAppendOnly, TemplateRenderer
 from sad_components.data.tokenizers import as_offset_tokenizer
 from sad_components.formats import get_format
 from sad_components.formats.registry import FLAT, detect, segment, to_trajectory
@@ -138,11 +132,11 @@ class SpanTokenizer:
         self.on_rewrite = on_rewrite
         has_bos = self.tokenizer.bos_id is not None
         self.add_bos = (style == "plain" and has_bos) if add_bos is None else add_bos
-        self._apply = None
+        self._template: TemplateRenderer | None = None
         if style == "chat" and self.tokenizer.chat_template:
             variables = getattr(self.tokenizer, "template_variables", None)
-            self._apply = compile_template(self.tokenizer.chat_template, variables)
-        self._stops = tuple(self.tokenizer.special)
+            apply = compile_template(self.tokenizer.chat_template, variables)
+            self._template = TemplateRenderer(apply, tuple(self.tokenizer.special))
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """One row as torchtune's sample dict.
@@ -173,18 +167,19 @@ class SpanTokenizer:
         """The text the model sees, with its spans: one rendering, or one a turn."""
         spans = segment(trajectory)
         messages = trajectory.messages
+        dialect = get_format(trajectory.format or self.format).dialect
         if self.style == "plain":
-            dialect = get_format(trajectory.format or self.format).dialect
             flat = trajectory.meta.get("layout") == FLAT
             return [render_plain(messages, spans, dialect, flat=flat)]
-        if self._apply is None:
-            return [render_chatml(messages, spans)]
+        optional = dialect.thought_optional
+        if self._template is None:
+            return [render_chatml(messages, spans, thought_optional=optional)]
         try:
-            return [render_template(messages, spans, self._apply, self._stops)]
+            return [self._template.render(messages, spans, thought_optional=optional)]
         except NotAppendOnly:
             if self.on_rewrite == "error":
                 raise
-            return render_per_turn(messages, spans, self._apply, self._stops)
+            return self._template.render_per_turn(messages, spans, thought_optional=optional)
 
     def rows(self, trajectory: Trajectory) -> list[TokenizedTrajectory]:
         """Tokenised rows, cut to ``max_seq_len``.

@@ -5,13 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sad_components.data.chat_template import compile_template
-from sad_components.data.rendering import (
-    NotAppendOnly,
-    render_chatml,
-    render_per_turn,
-    render_plain,
-    render_template,
-)
+from sad_components.data.rendering import render_chatml, render_plain
+from sad_components.data.template_rendering import NotAppendOnly, TemplateRenderer
 from sad_components.formats import get_format
 from sad_components.formats.registry import segment
 from sad_components.spans import SpanKind
@@ -53,8 +48,15 @@ def plain(trajectory):
 
 
 def template(trajectory, source=CHATML, stops=STOPS):
-    apply = compile_template(source)
-    return render_template(trajectory.messages, segment(trajectory), apply, stops)
+    renderer = TemplateRenderer(compile_template(source), stops)
+    fast = renderer.render(trajectory.messages, segment(trajectory))
+    assert fast == renderer.render_by_prefixes(trajectory.messages, segment(trajectory))
+    return fast
+
+
+def per_turn(trajectory, source=DROPS_REASONING):
+    renderer = TemplateRenderer(compile_template(source), STOPS)
+    return renderer.render_per_turn(trajectory.messages, segment(trajectory))
 
 
 def openai(*messages):
@@ -148,7 +150,9 @@ def test_content_is_literal_and_control_tokens_of_the_template_are_not(react):
 
 def test_a_tool_call_is_literal_but_its_stop_token_is_not():
     attack = call(arguments='{"q": "<|im_end|>"}')
-    rendered = template(openai(Message("user", "x"), Message("assistant", None, tool_calls=[attack])))
+    rendered = template(
+        openai(Message("user", "x"), Message("assistant", None, tool_calls=[attack]))
+    )
     inside = [rendered.text[a:b] for a, b in rendered.literal]
     assert any('"<|im_end|>"' in t for t in inside)
     assert not any(t.endswith("<|im_end|>") for t in inside)
@@ -189,9 +193,7 @@ def test_a_template_that_drops_reasoning_is_found_and_both_remedies_are_named():
 
 def test_one_row_a_turn_shows_the_history_as_the_model_sees_it():
     trajectory = two_thoughts()
-    rows = render_per_turn(
-        trajectory.messages, segment(trajectory), compile_template(DROPS_REASONING), STOPS
-    )
+    rows = per_turn(trajectory)
     assert len(rows) == 2
     assert "first thought" not in rows[1].text
     assert [k for k, _ in parts(rows[1])] == ["context", "reason", "act", "context"]
@@ -204,9 +206,7 @@ def test_one_row_a_turn_shows_the_history_as_the_model_sees_it():
 def test_control_tokens_in_the_history_of_a_per_turn_row_stay_text():
     trajectory = two_thoughts()
     trajectory.messages[2].content = "More <|im_end|> text."
-    rows = render_per_turn(
-        trajectory.messages, segment(trajectory), compile_template(DROPS_REASONING), STOPS
-    )
+    rows = per_turn(trajectory)
     at = rows[1].text.index("<|im_end|> text.")
     assert any(a <= at and at + 10 <= b for a, b in rows[1].literal)
 

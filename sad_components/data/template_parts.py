@@ -1,0 +1,271 @@
+"""Where a chat template puts the texts of a conversation, found by rendering stand-ins for them.
+
+The template is applied to the conversation with each text replaced by a unique stand-in; putting
+the texts back must give exactly what the template makes of the real conversation. Then the place
+of every text is known without searching, and so is what the template wrote around it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sad_components.data.chat_template import template_json
+from sad_components.trajectory import Message, TrajectoryError
+
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private use: no template writes them
+
+
+class Slot(NamedTuple):
+    """One text of one turn.
+
+    Args:
+        turn: index of the message.
+        part: ``reasoning``, ``content``, ``call`` (arguments of a tool call) or ``label`` (names
+            and ids, which a template may leave out).
+        text: what the template is given there (of a call: its arguments as JSON).
+    """
+
+    turn: int
+    part: str
+    text: str
+
+
+class Part(NamedTuple):
+    """Characters ``[start, end)`` of the rendering that are a slot's text."""
+
+    slot: Slot
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A conversation with stand-ins for its texts.
+
+    Args:
+        records: what the template is given.
+        slots: what each stand-in stands for.
+    """
+
+    records: list[dict[str, Any]]
+    slots: list[Slot]
+
+    @classmethod
+    def of(cls, messages: Sequence[Message]) -> Skeleton:
+        """The skeleton of a conversation; blank texts stay as they are."""
+        slots: list[Slot] = []
+        return cls([_stand_ins(turn, m, slots) for turn, m in enumerate(messages)], slots)
+
+    @property
+    def shape(self) -> str:
+        """Equal for conversations that differ in their texts only."""
+        return repr(self.records)
+
+
+class Filled(NamedTuple):
+    """A rendering in which every text has its place.
+
+    Args:
+        text: the real rendering.
+        parts: in order of appearance, without labels.
+        edges: as many offsets as asked for, from the skeleton's rendering to ``text``.
+    """
+
+    text: str
+    parts: list[Part]
+    edges: list[int]
+
+
+def fill(
+    pattern: str, slots: Sequence[Slot], text: str, edges: Sequence[int] = ()
+) -> Filled | None:
+    """Puts texts back into a rendered skeleton; None unless that gives exactly ``text``.
+
+    Args:
+        pattern: the skeleton as the template rendered it.
+        slots: the texts, as they are; if need be with outer blanks stripped, as templates do.
+        text: what the template made of the real conversation.
+        edges: offsets into ``pattern``, none inside a stand-in, in ascending order.
+    """
+    found = [(m.start(), m.end(), slots[int(m["slot"])]) for m in _STAND_IN.finditer(pattern)]
+    for strip in (False, True):
+        parts, moved, pieces = [], [0], []
+        position = at = 0
+        for start, end, slot in found:
+            start, end = _unquoted(pattern, start, end, slot)
+            value = slot.text.strip() if strip else slot.text
+            pieces += [pattern[position:start], value]
+            at += start - position
+            if slot.part != "label":
+                parts.append(Part(slot, at, at + len(value)))
+            at += len(value)
+            moved.append(at - end)
+            position = end
+        pieces.append(pattern[position:])
+        if "".join(pieces) == text:
+            starts = [start for start, _, _ in found]
+            return Filled(text, parts, [e + moved[bisect_right(starts, e - 1)] for e in edges])
+    return None
+
+
+def shows_each_once(pattern: str, slots: Sequence[Slot], turn: int | None = None) -> bool:
+    """Whether a rendered skeleton shows every text (of ``turn``, if given) once, labels aside."""
+    shown = Counter(int(m["slot"]) for m in _STAND_IN.finditer(pattern))
+    return all(
+        shown[index] == 1
+        for index, slot in enumerate(slots)
+        if slot.part != "label" and turn in (None, slot.turn)
+    )
+
+
+def search_turn(text: str, start: int, message: Message, turn: int) -> list[Part]:
+    """A turn's texts in what the template made of it, by searching for them in their order.
+
+    Args:
+        text: rendering that ends with the turn.
+        start: where the turn's share begins (behind the generation prompt).
+        message: the turn.
+        turn: its index.
+
+    Raises:
+        TrajectoryError: one of them is not there: the template left it out or changed it.
+    """
+    parts: list[Part] = []
+    position = start
+    for slot in _texts(message, turn):
+        find = text.find if message.role == "assistant" else text.rfind
+        found = _find_part(find, slot, position)
+        if found is None:
+            raise TrajectoryError(
+                f"the chat template changed or left out the {_WHAT[slot.part]} of turn {turn} "
+                f"({message.role}): expected {slot.text[:60]!r} in "
+                f"{text[position : position + 80]!r}; use a chat_template that shows it, or "
+                "style: plain"
+            )
+        parts += found
+        position = found[-1].end
+    return parts
+
+
+def search_history(
+    text: str, messages: Sequence[Message], control: Sequence[str]
+) -> list[tuple[int, int]]:
+    """Where the texts of earlier turns lie, as far as they are still shown.
+
+    Raises:
+        TrajectoryError: one with the text of a control token in it cannot be found, so that the
+            token would be read as one.
+    """
+    ranges: list[tuple[int, int]] = []
+    position = 0
+    for turn, message in enumerate(messages):
+        for slot in _texts(message, turn):
+            found = _find_part(text.find, slot, position)
+            if found is not None:
+                ranges += [(p.start, p.end) for p in found]
+                position = found[-1].end
+            elif any(token in slot.text for token in control):
+                raise TrajectoryError(
+                    f"turn {turn} holds the text of a control token and the chat template changed "
+                    "the turn, so that content and control cannot be told apart"
+                )
+    return ranges
+
+
+def template_record(message: Message) -> dict[str, Any]:
+    """The dict a chat template reads: role, text content, tool calls, reasoning."""
+    record: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.tool_calls:
+        record["tool_calls"] = [_call_record(call) for call in message.tool_calls]
+    for key in ("name", "tool_call_id", "reasoning_content"):
+        if getattr(message, key) is not None:
+            record[key] = getattr(message, key)
+    return record
+
+
+def call_text(call: dict[str, Any]) -> str:
+    """The arguments of a tool call of a :func:`template_record`, as templates write them."""
+    arguments = call["function"].get("arguments", "")
+    return arguments if isinstance(arguments, str) else template_json(arguments)
+
+
+_WHAT = {"reasoning": "reasoning", "content": "content", "call": "tool calls"}
+_STAND_IN = re.compile(f"{_OPEN}(?P<slot>\\d+){_CLOSE}")
+
+
+def _texts(message: Message, turn: int) -> list[Slot]:
+    """The turn's texts that a template must show, in the order in which they are generated."""
+    record = template_record(message)
+    texts = [("reasoning", record.get("reasoning_content") or ""), ("content", record["content"])]
+    texts += [("call", call_text(call)) for call in record.get("tool_calls", ())]
+    return [Slot(turn, part, text) for part, text in texts if text.strip()]
+
+
+def _find_part(find: Callable[..., int], slot: Slot, position: int) -> list[Part] | None:
+    """The slot's text, whole or stripped; of a call that is no JSON there, the strings in it."""
+    for text in (slot.text, slot.text.strip()):
+        if (start := find(text, position)) >= 0:
+            return [Part(slot, start, start + len(text))]
+    parts = []
+    for text in _strings(slot.text) if slot.part == "call" else ():
+        if (start := find(text, position)) < 0:
+            return None
+        position = start + len(text)
+        parts.append(Part(slot, start, position))
+    return parts or None
+
+
+def _strings(arguments: str) -> Iterator[str]:
+    """The non-blank strings among the values of a JSON text."""
+    try:
+        values = [json.loads(arguments)]
+    except json.JSONDecodeError:
+        return
+    while values:
+        value = values.pop()
+        if isinstance(value, dict | list):
+            values += reversed(list(value.values() if isinstance(value, dict) else value))
+        elif isinstance(value, str) and value.strip():
+            yield value
+
+
+def _stand_ins(turn: int, message: Message, slots: list[Slot]) -> dict[str, Any]:
+    record = template_record(message)
+
+    def put(holder: dict[str, Any], key: str, part: str, text: Any) -> None:
+        if isinstance(text, str) and text.strip():
+            holder[key] = f"{_OPEN}{len(slots)}{_CLOSE}"
+            slots.append(Slot(turn, part, text))
+
+    put(record, "reasoning_content", "reasoning", record.get("reasoning_content"))
+    put(record, "content", "content", record["content"])
+    for key in ("name", "tool_call_id"):
+        put(record, key, "label", record.get(key))
+    for call in record.get("tool_calls", ()):
+        put(call, "id", "label", call.get("id"))
+        put(call["function"], "name", "label", call["function"].get("name"))
+        put(call["function"], "arguments", "call", call_text(call))
+    return record
+
+
+def _unquoted(pattern: str, start: int, end: int, slot: Slot) -> tuple[int, int]:
+    """Takes in the quotes that ``tojson`` writes around a stand-in for a JSON object."""
+    quoted = slot.part == "call" and pattern[start - 1 : start] == '"' == pattern[end : end + 1]
+    return (start - 1, end + 1) if quoted else (start, end)
+
+
+def _call_record(call: dict[str, Any]) -> dict[str, Any]:
+    """A tool call with its arguments as an object when they are JSON (templates differ)."""
+    function = dict(call.get("function") or {})
+    if isinstance(function.get("arguments"), str):
+        try:
+            function["arguments"] = json.loads(function["arguments"])
+        except json.JSONDecodeError:
+            pass  # not JSON: the template gets the agent's text as it is
+    return {**call, "function": function}
