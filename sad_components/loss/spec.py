@@ -142,7 +142,7 @@ class LossSpec:
         """The kind each token is learnt as, any shape: its own, or REASON at a branch."""
         if self.branch == "own" or branch is None or self.reason is None:
             return span_ids
-        agent_act = span_ids == SpanKind.ACT
+        agent_act = span_ids == int(SpanKind.ACT)  # Dynamo compares enums wrongly
         return torch.where(branch.bool() & agent_act, int(SpanKind.REASON), span_ids)
 
     def supervised(self, span_ids: Tensor, branch: Tensor | None = None) -> Tensor:
@@ -150,7 +150,7 @@ class LossSpec:
         kinds = self.kinds(span_ids, branch)
         chosen = torch.zeros_like(kinds, dtype=torch.bool)
         for kind in self.by_kind:
-            chosen |= kinds == kind
+            chosen |= kinds == int(kind)
         return chosen
 
     def count(self, span_ids: Tensor, branch: Tensor | None = None) -> Tensor:

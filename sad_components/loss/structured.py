@@ -19,6 +19,7 @@ from sad_components.loss.functional import (
 )
 from sad_components.loss.hidden import HiddenRows
 from sad_components.loss.spec import NUM_KINDS, LossSpec, SpanLoss
+from sad_components.loss.teacher_rows import TopKRows, bucket_logits
 
 
 @dataclass
@@ -29,8 +30,10 @@ class LossOutput:
         loss: scalar, already divided by the step's denominators: the sum over all micro-batches
             and ranks of a step is the step's loss.
         sums: detached float64 sums per kind, each shape [K], in nats: ``kl`` (forward KL at
-            T = 1), ``ce``, ``entropy`` (teacher's), ``agree`` (top-1 of both equal), ``count``.
-            Divide by ``count`` for means; sums over batches and ranks add up.
+            T = 1), ``ce``, ``entropy`` (teacher's), ``agree`` (the teacher's first choice is the
+            student's), ``count``. Divide by ``count`` for means; sums over batches and ranks add
+            up. A cached teacher's ``kl`` and ``entropy`` are those of its buckets, and are
+            missing if it holds none at T = 1.
     """
 
     loss: Tensor
@@ -78,7 +81,7 @@ class StructuredKDLoss(nn.Module):
     def forward(
         self,
         student_NV: Tensor,
-        teacher_NV: Tensor | None,
+        teacher_NV: Tensor | TopKRows | None,
         targets_N: Tensor,
         span_ids_N: Tensor,
         branch_N: Tensor | None = None,
@@ -90,7 +93,8 @@ class StructuredKDLoss(nn.Module):
 
         Args:
             student_NV: student logits, gradients flow into them.
-            teacher_NV: teacher logits, no gradient; None when no kind has a divergence.
+            teacher_NV: teacher logits, no gradient, or its top-k rows; None when no kind has a
+                divergence.
             targets_N: the trajectory's own tokens, int64.
             span_ids_N: ``SpanKind`` of each target.
             branch_N: bool, whether the target is a branch token.
@@ -102,23 +106,17 @@ class StructuredKDLoss(nn.Module):
             :class:`LossOutput`; with no supervised token the loss is 0 and still in the graph.
 
         Raises:
-            ValueError: vocabularies differ, or a divergence has no teacher.
+            ValueError: vocabularies differ, or a divergence has no teacher, or a cached one not
+                at its temperature.
         """
-        if teacher_NV is not None and teacher_NV.shape != student_NV.shape:
-            raise ValueError(
-                f"student and teacher logits must have one shape; got {tuple(student_NV.shape)} "
-                f"and {tuple(teacher_NV.shape)}: cut both to the shared vocabulary first"
-            )
-        if teacher_NV is None and self.spec.needs_teacher:
-            raise ValueError(
-                "a divergence compares with a teacher, but there is none; give a teacher, or set "
-                "divergence: null and ce: 1.0 (imitation)"
-            )
+        if isinstance(teacher_NV, Tensor):
+            check_shapes(student_NV.shape, teacher_NV.shape)
+        self.check_teacher(teacher_NV)
         kinds_N = self.spec.kinds(span_ids_N, branch_N)
         scales = self.spec.scales(counts)
         total = student_NV.float().sum() * 0.0  # keeps the graph when nothing is supervised
         for kind, spec in self.spec.by_kind.items():
-            rows = kinds_N == kind
+            rows = kinds_N == int(kind)
             if not rows.any():
                 continue
             per_token = _span_loss(
@@ -138,7 +136,7 @@ class StructuredKDLoss(nn.Module):
     def from_hidden(
         self,
         student: HiddenRows,
-        teacher: HiddenRows | None,
+        teacher: HiddenRows | TopKRows | None,
         targets_N: Tensor,
         span_ids_N: Tensor,
         branch_N: Tensor | None = None,
@@ -150,11 +148,11 @@ class StructuredKDLoss(nn.Module):
 
         Args:
             student: the student's rows; gradients flow into its hidden states and head.
-            teacher: the teacher's rows, or None.
+            teacher: the teacher's rows, live or cached, or None.
             targets_N, span_ids_N, branch_N, counts, weights_N: as in :meth:`forward`.
         """
         with torch.no_grad():
-            teacher_NV = None if teacher is None else teacher.logits()
+            teacher_NV = teacher.logits() if isinstance(teacher, HiddenRows) else teacher
         return self(
             student.logits(),
             teacher_NV,
@@ -165,16 +163,32 @@ class StructuredKDLoss(nn.Module):
             weights_N=weights_N,
         )
 
+    def check_teacher(self, teacher: object | None) -> None:
+        """Raises ``ValueError`` if a divergence has no teacher."""
+        if teacher is None and self.spec.needs_teacher:
+            raise ValueError(
+                "a divergence compares with a teacher, but there is none; give a teacher, or set "
+                "divergence: null and ce: 1.0 (imitation)"
+            )
+
+
+def check_shapes(student: torch.Size, teacher: torch.Size) -> None:
+    """Raises ``ValueError`` unless both logits have one shape."""
+    if student != teacher:
+        raise ValueError(
+            f"student and teacher logits must have one shape; got {tuple(student)} "
+            f"and {tuple(teacher)}: cut both to the shared vocabulary first"
+        )
+
 
 def _span_loss(
-    spec: SpanLoss, student_NV: Tensor, teacher_NV: Tensor | None, targets_N: Tensor
+    spec: SpanLoss, student_NV: Tensor, teacher_NV: Tensor | TopKRows | None, targets_N: Tensor
 ) -> Tensor:
     """Unweighted loss per token, shape [N], nats."""
     parts = []
     if spec.divergence is not None and teacher_NV is not None:
-        function = DIVERGENCES[spec.divergence][0]
-        t = spec.temperature
-        parts.append(t**2 * function(_over(student_NV, t), _over(teacher_NV, t), **spec.parameters))
+        function, t = DIVERGENCES[spec.divergence][0], spec.temperature
+        parts.append(t**2 * function(*_compared(student_NV, teacher_NV, t), **spec.parameters))
     if spec.ce:
         parts.append(spec.ce * cross_entropy(student_NV, targets_N))
     return torch.stack(parts).sum(0) if parts else student_NV.float().sum(-1) * 0.0
@@ -185,9 +199,19 @@ def _over(logits_NV: Tensor, temperature: float) -> Tensor:
     return wide / temperature
 
 
+def _compared(
+    student_NV: Tensor, teacher_NV: Tensor | TopKRows, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Logits of student and teacher at a temperature: over the vocabulary, or over buckets."""
+    student_NV = _over(student_NV, temperature)
+    if isinstance(teacher_NV, TopKRows):
+        return bucket_logits(student_NV, teacher_NV.ids_NK), teacher_NV.at(temperature)
+    return student_NV, _over(teacher_NV, temperature)
+
+
 def span_sums(
     student_NV: Tensor,
-    teacher_NV: Tensor | None,
+    teacher_NV: Tensor | TopKRows | None,
     targets_N: Tensor,
     kinds_N: Tensor,
     chosen_N: Tensor,
@@ -198,9 +222,14 @@ def span_sums(
         "count": torch.ones_like(targets_N, dtype=torch.float64),
     }
     if teacher_NV is not None:
-        per_token["kl"] = forward_kl(student_NV, teacher_NV)
-        per_token["entropy"] = entropy(teacher_NV)
-        per_token["agree"] = (student_NV.argmax(-1) == teacher_NV.argmax(-1)).double()
+        cached = isinstance(teacher_NV, TopKRows)
+        first_N1 = teacher_NV.ids_NK[:, :1] if cached else teacher_NV.argmax(-1, keepdim=True)
+        agree_N1 = student_NV.gather(-1, first_N1) >= student_NV.amax(-1, keepdim=True)
+        per_token["agree"] = agree_N1.squeeze(-1).double()
+        if not cached or 1.0 in teacher_NV.log_masses:
+            student, teacher = _compared(student_NV, teacher_NV, 1.0)
+            per_token["kl"] = forward_kl(student, teacher)
+            per_token["entropy"] = entropy(teacher)
     kinds = kinds_N[chosen_N].long()
     return {name: kind_sums(value[chosen_N], kinds) for name, value in per_token.items()}
 

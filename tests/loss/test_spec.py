@@ -87,3 +87,10 @@ def test_only_the_parameter_of_the_divergence_is_handed_on():
 def test_labels_of_the_specification_are_those_of_the_spans():
     every = {kind.label: SpanLoss() for kind in SpanKind}
     assert set(LossSpec(**every).by_kind) == set(SpanKind)
+
+
+def test_compiled_code_sees_the_same_kinds():
+    """torch 2.13's Dynamo takes ``tensor == IntEnum member`` for False; ours must not rely on it."""
+    spec = LossSpec(reason=SpanLoss(), act=SpanLoss())
+    counted = torch.compile(spec.count, backend="eager")(KINDS, BRANCH)
+    assert torch.equal(counted, spec.count(KINDS, BRANCH))
