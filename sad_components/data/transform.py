@@ -247,22 +247,22 @@ def truncate_steps(row: TokenizedTrajectory, limit: int, side: str) -> Tokenized
     Raises:
         NotSupervised: not even one step fits behind the task.
     """
-    agent = _AGENT[row.span_ids]
-    first = int(np.argmax(row.steps > 0)) if (row.steps > 0).any() else len(row)
+    agent = np.flatnonzero(_AGENT[row.span_ids])
+    later = np.flatnonzero(row.steps > 0)
+    first = int(later[0]) if len(later) else len(row)
+    steps = np.unique(row.steps[agent])
+    kept = None
+    # a step is over where its last agent token is: what follows is the answer to it
     if side == "end":
-        # a step is over where its last agent token is: what follows is the answer to it
-        ends = [
-            int(np.flatnonzero(agent & (row.steps == step))[-1]) + 1
-            for step in np.unique(row.steps[agent])
-        ]
-        fitting = [e for e in ends if e <= limit]
-        kept = row.take(slice(0, max(fitting))) if fitting else None
+        ends = [int(agent[row.steps[agent] == step][-1]) + 1 for step in steps]
+        if fitting := [end for end in ends if end <= limit]:
+            kept = row.take(slice(0, max(fitting)))
     else:
-        starts = [int(np.flatnonzero(row.steps == step)[0]) for step in np.unique(row.steps[agent])]
-        fitting = [s for s in starts if first + len(row) - s <= limit]
-        index = np.r_[0:first, min(fitting) : len(row)] if fitting else None
-        kept = row.take(index) if index is not None else None
-    if kept is None or not _AGENT[kept.span_ids].any():
+        end = int(agent[-1]) + 1
+        starts = [int(np.flatnonzero(row.steps == step)[0]) for step in steps]
+        if fitting := [start for start in starts if first + end - start <= limit]:
+            kept = row.take(np.r_[0:first, min(fitting) : end])
+    if kept is None or not _AGENT[kept.span_ids[1:]].any():
         raise NotSupervised(
             f"max_seq_len must hold the task and one step; got {limit} for a row of {len(row)} "
             f"tokens whose task alone has {first}: raise max_seq_len"

@@ -1,0 +1,104 @@
+"""Datasets of trajectories, and the report of what became of every row."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sad_components.data import SpanTokenizer, TrajectoryDataset
+from sad_components.trajectory import TrajectoryError, write_jsonl
+
+
+@pytest.fixture
+def transform(tokenizer):
+    return SpanTokenizer(tokenizer, style="plain")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(trajectories, name="rows.jsonl"):
+        path = tmp_path / name
+        write_jsonl(path, trajectories)
+        return str(path)
+
+    return to_file
+
+
+def test_report_counts_and_names_what_was_skipped(transform, write, react):
+    unlearnt = react(1, id="quiet")
+    unlearnt.messages[1].weight = 0
+    data = TrajectoryDataset(write([react(2, id="a"), unlearnt, react(3, id="b")]), transform)
+    report = data.report
+    assert (report.rows, report.kept) == (3, 2)
+    assert [r.id for r in data.rows] == ["a", "b"]
+    assert list(report.skipped.values()) == [["quiet"]]
+    assert "at least one REASON or ACT" in next(iter(report.skipped))
+    lines = "\n".join(report.lines())
+    assert "2 of 3 rows" in lines
+    assert "skipped 1 (quiet)" in lines
+    assert report.tokens["reason"] > 0
+    assert sum(report.tokens.values()) == sum(map(len, data.rows))
+    assert json.loads(json.dumps(report.to_dict()))["skipped"] == report.to_dict()["skipped"]
+
+
+def test_report_counts_truncation(tokenizer, write, react):
+    transform = SpanTokenizer(tokenizer, style="plain", max_seq_len=120)
+    data = TrajectoryDataset(write([react(9), react(1)]), transform)
+    assert data.report.truncated == 1
+    assert data.report.dropped_tokens == data.rows[0].truncated > 0
+    assert "cut at a step boundary to fit max_seq_len: 1 rows" in "\n".join(data.report.lines())
+
+
+def test_limit_reads_no_further(transform, write, react):
+    data = TrajectoryDataset(write([react(1, id=str(i)) for i in range(5)]), transform, limit=2)
+    assert [data[i].id for i in range(len(data))] == ["0", "1"]
+
+
+def test_rows_of_other_formats_are_skipped_with_their_reason(transform, tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    text = "Thought: t\nAction: go\nObservation: o\nThought: u\nAction: finish\n"
+    lines = [{"id": "good", "text": text}, {"id": "prose", "text": "Once upon a time."}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = TrajectoryDataset(str(path), transform)
+    assert [r.id for r in data.rows] == ["good"]
+    assert ["prose"] in data.report.skipped.values()
+    assert "react" in data.report.format
+
+
+def test_canonical_rows_may_name_different_formats(transform, write, react):
+    from sad_components.trajectory import Message, Trajectory
+
+    other = Trajectory([Message("user", "q"), Message("assistant", "Hi.")], id="o", format="openai")
+    data = TrajectoryDataset(write([react(1, id="r"), other]), transform)
+    assert [r.id for r in data.rows] == ["r", "o"]
+
+
+def test_bad_files_say_what_is_wrong(transform, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no trajectory file .*none.jsonl"):
+        TrajectoryDataset(str(tmp_path / "none.jsonl"), transform)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n")
+    with pytest.raises(TrajectoryError, match="the file is empty"):
+        TrajectoryDataset(str(path), transform)
+    path.write_text('{"messages": []}\n{"a":\n')
+    with pytest.raises(TrajectoryError, match=r"rows.jsonl:2: .*not JSON"):
+        TrajectoryDataset(str(path), transform)
+    path.write_text("[1]\n")
+    with pytest.raises(TrajectoryError, match=r"rows.jsonl:1: a row is a JSON object"):
+        TrajectoryDataset(str(path), transform)
+
+
+def test_no_row_of_use_is_an_error_with_the_report(transform, write, react):
+    unlearnt = react(1, id="quiet")
+    unlearnt.messages[1].weight = 0
+    with pytest.raises(TrajectoryError, match=r"(?s)no row can be learnt from.*0 of 1.*quiet"):
+        TrajectoryDataset(write([unlearnt]), transform)
+
+
+def test_the_shipped_trajectories_are_all_kept(transform):
+    data = TrajectoryDataset("shipped:household/heldout", transform)
+    assert data.report.kept == data.report.rows
+    assert data.trajectories[data[0].id].env == "household"
+    with pytest.raises(FileNotFoundError, match="there is: shipped:household/heldout"):
+        TrajectoryDataset("shipped:household/none", transform)
