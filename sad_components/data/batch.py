@@ -5,6 +5,7 @@ Shape legend: B rows, S positions.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -30,6 +31,7 @@ class Batch:
         steps_BS: step of the target, 0 for context.
         branch_BS: whether the target is a branch token.
         ids: each row's trajectory id.
+        keys: each row's :func:`row_key`.
     """
 
     tokens_BS: Tensor
@@ -38,11 +40,14 @@ class Batch:
     steps_BS: Tensor
     branch_BS: Tensor
     ids: list[str]
+    keys: list[str]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "ids"}
-        return Batch(**moved, ids=self.ids)
+        per_row = ("ids", "keys")
+        tensors = [f.name for f in fields(self) if f.name not in per_row]
+        moved = {name: getattr(self, name).to(device) for name in tensors}
+        return Batch(**moved, ids=self.ids, keys=self.keys)
 
     @property
     def num_tokens(self) -> int:
@@ -76,7 +81,21 @@ def collate(
         steps[i, :n] = row.steps[1 : n + 1]
         branch[i, :n] = row.branch[1 : n + 1]
     arrays = (tokens, targets, span_ids, steps, branch)
-    return Batch(*(torch.from_numpy(a) for a in arrays), ids=[row.id for row in rows])
+    return Batch(
+        *(torch.from_numpy(a) for a in arrays),
+        ids=[row.id for row in rows],
+        keys=[row_key(row) for row in rows],
+    )
+
+
+def row_key(row: TokenizedTrajectory) -> str:
+    """What a row is known by wherever results about it are stored: a hash of its content.
+
+    Returns:
+        32 hex digits: 16 of the tokens, then 16 of their span ids.
+    """
+    parts = (row.tokens.astype("<i8"), row.span_ids.astype("<i1"))
+    return "".join(hashlib.blake2b(part.tobytes(), digest_size=8).hexdigest() for part in parts)
 
 
 def _used_length(row: TokenizedTrajectory, spec: LossSpec | None) -> int:
