@@ -96,10 +96,11 @@ class Message:
         token_ids, logprobs = record.get("token_ids"), record.get("logprobs")
         if token_ids is not None and logprobs is not None and len(token_ids) != len(logprobs):
             raise TrajectoryError(
-                "token_ids and logprobs are equally long; "
-                f"got {len(token_ids)} and {len(logprobs)}"
+                f"token_ids and logprobs are equally long; got {len(token_ids)} and {len(logprobs)}"
             )
         known = {k: without_nulls(record[k]) for k in _MESSAGE_KEYS if record.get(k) is not None}
+        if not isinstance(record.get("extra"), dict | None):
+            raise TrajectoryError(f"'extra' is a dict; got {record['extra']!r:.80}")
         extra = without_nulls(dict(record.get("extra") or {}))
         own = (*_MESSAGE_KEYS, "extra")
         extra.update(without_nulls({k: v for k, v in record.items() if k not in own}))
@@ -165,6 +166,9 @@ class Trajectory:
             except TrajectoryError as error:
                 raise TrajectoryError(f"message {index}: {error}") from None
         known = {k: record[k] for k in _TRAJECTORY_KEYS if record.get(k) is not None}
+        for key, kind in (("meta", dict), ("format", str)):
+            if not isinstance(record.get(key), kind | None):
+                raise TrajectoryError(f"{key!r} is a {kind.__name__}; got {record[key]!r:.80}")
         meta = without_nulls(dict(record.get("meta") or {}))
         own = (*_TRAJECTORY_KEYS, "messages", "meta")
         meta.update(without_nulls({k: v for k, v in record.items() if k not in own}))

@@ -39,7 +39,9 @@ def attempt(name, text, as_chat):
     format = next(f for f in list_formats() if f.name == name)
     row = {"raw": text}
     if as_chat:
-        row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]}
+        row = {
+            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
+        }
     start = time.process_time()
     try:
         segment(to_trajectory(row, format))
