@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from sad_components.envs.household.engine import HouseholdEnv, engine_versions
 from sad_components.envs.household.expert import Expert
@@ -40,28 +41,14 @@ def play_episode(
     Raises:
         ValueError: no such style, or a share outside [0, 1].
     """
-    if not 0 <= wrong_turn_share <= 1:
-        raise ValueError(f"wrong_turn_share is a probability in [0, 1]; got {wrong_turn_share}")
-    rng = random.Random(f"{game.id}:{style}")
-    narrator = Narrator(style, rng)
-    wrong_turns = schedule(wrong_turn_share, rng)
-    first = env.reset(game)
-    expert = Expert(first, rng)
-    messages = [Message("user", f"{INSTRUCTIONS[style]}\n\n{first}")]
-    slip = None
-    for turn in range(env.max_steps):
-        decision = expert.decide()
-        thought = narrator.thought(decision, expert.beliefs, slip)
-        action, slip = decision.action, None
-        if turn in wrong_turns:
-            action, slip = wrong_action(decision, expert.beliefs, env.admissible(), rng)
-        message = Message("assistant", render_turn(thought, action))
-        if slip:
-            message.weight = 0
-        elif game.split == "heldout":
-            message.acceptable = list(decision.acceptable)
+    _check_share(wrong_turn_share)
+    observation = env.reset(game)
+    player = ExpertPlayer(env, observation, style, wrong_turn_share)
+    messages = [Message("user", f"{INSTRUCTIONS[style]}\n\n{observation}")]
+    for _ in range(env.max_steps):
+        message, action = player.turn()
         observation, reward, done, info = env.step(action)
-        expert.observe(observation)
+        player.observe(observation)
         messages += [message, Message("user", observation)]
         if done:
             break
@@ -69,20 +56,82 @@ def play_episode(
         messages=messages,
         id=f"household-{game.id}-{style}",
         env="household",
-        task=expert.beliefs.sentence,
+        task=player.sentence,
         success=info["won"],
         score=reward,
         teacher=TEACHER,
         format="react",
-        meta={
-            "task_type": game.task_type,
-            "split": game.split,
-            "seed": game.seed,
-            "style": style,
-            "layout": layout_fingerprint(game.layout),
-            "engine": engine_versions(),
-        },
+        meta=describe_game(game, style),
     )
+
+
+class ExpertPlayer:
+    """The expert with its words and, on purpose, its wrong turns: one episode of its own.
+
+    Args:
+        env: where the game has just been reset; asked for what is admissible.
+        first_observation: what the reset said.
+        style: ``dense`` or ``sparse`` thoughts.
+        wrong_turn_share: probability in [0, 1] that the episode holds a wrong turn or two.
+
+    Raises:
+        ValueError: no such style, or a share outside [0, 1].
+    """
+
+    def __init__(
+        self, env: HouseholdEnv, first_observation: str, style: str, wrong_turn_share: float
+    ) -> None:
+        _check_share(wrong_turn_share)
+        self._env = env
+        self._rng = random.Random(f"{env.game.id}:{style}")
+        self._narrator = Narrator(style, self._rng)
+        self._wrong_turns = schedule(wrong_turn_share, self._rng)
+        self._expert = Expert(first_observation, self._rng)
+        self._turns = 0
+        self._slip: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The task in words."""
+        return self._expert.beliefs.sentence
+
+    def turn(self) -> tuple[Message, str]:
+        """The next turn as a message, and its action."""
+        decision, beliefs = self._expert.decide(), self._expert.beliefs
+        thought = self._narrator.thought(decision, beliefs, self._slip)
+        action, self._slip = decision.action, None
+        if self._turns in self._wrong_turns:
+            action, self._slip = wrong_action(
+                decision, beliefs, self._env.admissible(), self._rng
+            )
+        message = Message("assistant", render_turn(thought, action))
+        if self._slip:
+            message.weight = 0
+        elif self._env.game.split == "heldout":
+            message.acceptable = list(decision.acceptable)
+        self._turns += 1
+        return message, action
+
+    def observe(self, observation: str) -> None:
+        """Takes in the answer to the last turn."""
+        self._expert.observe(observation)
+
+
+def describe_game(game: Game, style: str) -> dict[str, Any]:
+    """What a record's ``meta`` says of its game."""
+    return {
+        "task_type": game.task_type,
+        "split": game.split,
+        "seed": game.seed,
+        "style": style,
+        "layout": layout_fingerprint(game.layout),
+        "engine": engine_versions(),
+    }
+
+
+def _check_share(wrong_turn_share: float) -> None:
+    if not 0 <= wrong_turn_share <= 1:
+        raise ValueError(f"wrong_turn_share is a probability in [0, 1]; got {wrong_turn_share}")
 
 
 def render_turn(thought: str | None, action: str) -> str:
