@@ -90,7 +90,7 @@ def test_labels_of_the_specification_are_those_of_the_spans():
 
 
 def test_compiled_code_sees_the_same_kinds():
-    """torch 2.13's Dynamo takes ``tensor == IntEnum member`` for False; ours must not rely on it."""
+    """Dynamo of torch 2.13 takes ``tensor == IntEnum member`` for False: compare with an int."""
     spec = LossSpec(reason=SpanLoss(), act=SpanLoss())
     counted = torch.compile(spec.count, backend="eager")(KINDS, BRANCH)
     assert torch.equal(counted, spec.count(KINDS, BRANCH))
