@@ -13,13 +13,18 @@ from torch import Tensor, nn
 
 from sad_components.data.batch import Batch, collate
 from sad_components.data.transform import TokenizedTrajectory
-from sad_components.loss import Head, LossSpec, SpanLoss
+from sad_components.loss import Head, HiddenRows, LossSpec, SpanLoss, TopKRows
+from sad_components.loss.functional import entropy
 from sad_components.loss.spec import NUM_KINDS
-from sad_components.loss.structured import span_sums
+from sad_components.loss.structured import kind_sums, span_sums
 from sad_components.spans import SpanKind
 
 #: Both agent kinds, each token under its own kind: metrics do not depend on a run's loss.
 _SPEC = LossSpec(reason=SpanLoss(), act=SpanLoss(), branch="own")
+
+
+#: A teacher's rows for a batch and a mask of its positions.
+TeacherRows = Callable[[Batch, Tensor], HiddenRows | TopKRows]
 
 
 @dataclass
@@ -36,6 +41,11 @@ class HeldoutScores:
     sums: dict[str, Tensor] = field(default_factory=dict)
     actions: int = 0
     matched: int = 0
+
+    def add(self, sums: Mapping[str, Tensor]) -> None:
+        """Adds the sums of more tokens."""
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0) + value
 
     def mean(self, name: str, *kinds: SpanKind) -> float | None:
         """Mean over the tokens of ``kinds`` (both agent kinds by default); None without tokens."""
@@ -91,21 +101,36 @@ class HeldoutEvaluator:
         self.decode = decode
         self.batch_size = batch_size
         self.chunk_tokens = chunk_tokens
-        self._teacher: list[Tensor] = []
-        self._teacher_head: Head | None = None
+        self._teacher: list[HiddenRows | TopKRows] = []
 
     @torch.no_grad()
-    def score_teacher(self, teacher: nn.Module, head: Head) -> HeldoutScores:
-        """The teacher's own scores; its hidden states are kept for :meth:`score`.
+    def score_teacher(self, rows_of: TeacherRows, device: torch.device) -> HeldoutScores:
+        """The teacher's own scores; its rows are kept for :meth:`score`.
 
         Args:
-            teacher: returns last hidden states (``models.hidden.stop_at_hidden``).
-            head: its projection.
+            rows_of: gives the teacher's rows for a batch and its supervised positions.
+            device: where batches go.
+
+        Returns:
+            CE, action match and entropy; of a teacher that is known by its top tokens only, the
+            entropy of its buckets.
         """
-        device = head.weight_VD.device
-        self._teacher = [teacher(b.tokens_BS)[_chosen(b)].cpu() for b in self._batches(device)]
-        self._teacher_head = head
-        return self._score(lambda index, _: self._teacher[index].to(device), head)
+        self._teacher = [_kept(rows_of(b, _chosen(b))) for b in self._batches(device)]
+        first = self._teacher[0] if self._teacher else None
+        if isinstance(first, HiddenRows):
+            return self._score(lambda index, _: self._teacher[index].hidden_ND, first.head, device)
+        return self._score_buckets(device)
+
+    def _score_buckets(self, device: torch.device) -> HeldoutScores:
+        scores = HeldoutScores()
+        for rows, batch in zip(self._teacher, self._batches(device)):
+            kinds = batch.span_ids_BS[_chosen(batch)]
+            sums = {
+                "count": kind_sums(torch.ones_like(kinds), kinds),
+                "entropy": kind_sums(entropy(rows.at(1.0)), kinds),
+            }
+            scores.add(sums)
+        return self._summed(scores, device)
 
     @torch.no_grad()
     def score(self, student: nn.Module, head: Head) -> HeldoutScores:
@@ -118,17 +143,20 @@ class HeldoutEvaluator:
         training = student.training
         student.eval()
         try:
-            return self._score(lambda _, b: student(b.tokens_BS)[_chosen(b)], head)
+            hidden_of = lambda _, b: student(b.tokens_BS)[_chosen(b)]  # noqa: E731
+            return self._score(hidden_of, head, head.weight_VD.device)
         finally:
             student.train(training)
 
-    def _score(self, hidden_of: Callable[[int, Batch], Tensor], head: Head) -> HeldoutScores:
+    def _score(
+        self, hidden_of: Callable[[int, Batch], Tensor], head: Head, device: torch.device
+    ) -> HeldoutScores:
         scores = HeldoutScores()
-        device = head.weight_VD.device
         for index, batch in enumerate(self._batches(device)):
             chosen = _chosen(batch)
-            teacher_ND = self._teacher[index].to(device) if self._teacher else None
-            predicted = self._add(scores, batch, chosen, hidden_of(index, batch), head, teacher_ND)
+            teacher = self._teacher[index] if self._teacher else None
+            hidden_ND = hidden_of(index, batch).to(device)
+            predicted = self._add(scores, batch, chosen, hidden_ND, head, teacher)
             self._match_actions(scores, batch, chosen, predicted)
         return self._summed(scores, device)
 
@@ -156,20 +184,22 @@ class HeldoutEvaluator:
         chosen: Tensor,
         hidden_ND: Tensor,
         head: Head,
-        teacher_ND: Tensor | None,
+        teacher: HiddenRows | TopKRows | None,
     ) -> Tensor:
         """Adds the batch's sums; the student's argmax per supervised token."""
         targets, kinds = batch.targets_BS[chosen], batch.span_ids_BS[chosen]
         predicted = []
         for part in torch.arange(len(targets), device=targets.device).split(self.chunk_tokens):
             student_NV = head.logits(hidden_ND[part])
-            teacher_NV = None
-            if teacher_ND is not None and self._teacher_head is not None:
-                teacher_NV = self._teacher_head.logits(teacher_ND[part])
+            teacher_NV: Tensor | TopKRows | None = None
+            if isinstance(teacher, HiddenRows):
+                hidden = teacher.hidden_ND[part.cpu()].to(part.device)
+                teacher_NV = teacher.head.logits(hidden)
+            elif teacher is not None:
+                teacher_NV = teacher[part]
             every = torch.ones_like(part, dtype=torch.bool)
             sums = span_sums(student_NV, teacher_NV, targets[part], kinds[part], every)
-            for name, value in sums.items():
-                scores.sums[name] = scores.sums.get(name, 0) + value
+            scores.add(sums)
             predicted.append(student_NV.argmax(-1))
         return torch.cat(predicted) if predicted else targets
 
@@ -193,6 +223,11 @@ class HeldoutEvaluator:
         left, right = self.decode([wanted]), self.decode([got])
         readable = "\ufffd" not in left + right  # a piece of a character is no text
         return readable and normalise(left) == normalise(right)
+
+
+def _kept(rows: HiddenRows | TopKRows) -> HiddenRows | TopKRows:
+    """Rows to keep for later: wide hidden states do not stay on a device."""
+    return HiddenRows(rows.hidden_ND.cpu(), rows.head) if isinstance(rows, HiddenRows) else rows
 
 
 def _chosen(batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from sad_components.data.transform import TokenizedTrajectory
 from sad_components.evaluation.heldout import HeldoutEvaluator, format_table, teacher_row
-from sad_components.loss import Head
+from sad_components.loss import Head, HiddenRows, TopKRows
 from sad_components.spans import SpanKind
 
 C, R, A, O = SpanKind  # noqa: E741
@@ -51,6 +51,16 @@ def evaluator(decode=lambda ids: " ".join(f"w{i}" for i in ids), **kwargs):
     return HeldoutEvaluator(ROWS, pad_id=0, decode=decode, **kwargs)
 
 
+def hidden_rows(model):
+    """A live teacher's view of a batch."""
+    return lambda batch, chosen: HiddenRows(model(batch.tokens_BS)[chosen], HEAD)
+
+
+def top_k_rows(model, k):
+    """The same teacher, written down as its top tokens."""
+    return lambda batch, chosen: TopKRows.from_logits(model(batch.tokens_BS)[chosen], k)
+
+
 def successor(tokens):
     return (tokens + 1) % VOCAB
 
@@ -79,7 +89,7 @@ def test_case_and_blanks_do_not_count():
 def test_kl_against_the_teacher_and_its_entropy():
     scorer = evaluator(batch_size=1, chunk_tokens=2)
     flat = Scripted(successor, sharpness=0.0)
-    teacher = teacher_row(scorer.score_teacher(flat, HEAD))
+    teacher = teacher_row(scorer.score_teacher(hidden_rows(flat), torch.device("cpu")))
     assert teacher["entropy"] == pytest.approx(math.log(VOCAB))
     assert scorer.score(flat, HEAD).to_dict()["kl_act"] == pytest.approx(0.0, abs=1e-6)
     sharp = scorer.score(Scripted(successor, sharpness=5.0), HEAD).to_dict()
@@ -87,6 +97,19 @@ def test_kl_against_the_teacher_and_its_entropy():
     logits[0] = 5.0
     expected = -math.log(VOCAB) - logits.log_softmax(-1).mean()
     assert sharp["kl_act"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_top_k_teacher_gives_kl_and_entropy_of_its_buckets():
+    """With one token in the tail the buckets lose nothing."""
+    flat, student = Scripted(successor, sharpness=1.0), Scripted(successor, sharpness=5.0)
+    exact, cached = evaluator(), evaluator(batch_size=1)
+    exact_row = teacher_row(exact.score_teacher(hidden_rows(flat), torch.device("cpu")))
+    rows = top_k_rows(flat, VOCAB - 1)
+    cached_row = teacher_row(cached.score_teacher(rows, torch.device("cpu")))
+    assert cached_row["entropy"] == pytest.approx(exact_row["entropy"])
+    assert "ce" not in cached_row
+    kl = [e.score(student, HEAD).to_dict()["kl_act"] for e in (exact, cached)]
+    assert kl[1] == pytest.approx(kl[0], rel=1e-5)
 
 
 def test_ranks_together_score_what_one_scores():
