@@ -33,7 +33,7 @@ from sad_components.training.errors import explained
 from sad_components.training.precision import resolve_dtype
 from sad_components.training.report import Throughput, versions
 from sad_components.training.run_folder import RunFolder
-from sad_components.training.teachers import LiveTeacher
+from sad_components.training.teachers import as_teacher
 from sad_components.training.vocabulary import shared_vocab_size
 
 KEYS = (
@@ -107,6 +107,7 @@ class StructuredKDRecipe:
         self.data = TrajectoryDataset(transform=self.transform, **cfg.dataset)
         heldout = cfg.get("heldout")
         heldout = heldout and TrajectoryDataset(transform=self.transform, **heldout)
+        self.heldout_rows = heldout.rows if heldout else []
         for part in (self.data, heldout):
             self.say(*(part.report.lines() if part else []))
         rows_per_step = self.batch_size * self.accumulation * self.world
@@ -128,7 +129,7 @@ class StructuredKDRecipe:
         with training.set_default_dtype(self.dtype), self.device:
             student = build(cfg.student, "student")
             teacher = build(cfg.get("teacher"), "teacher")
-        self.teacher = teacher and LiveTeacher(teacher)
+        self.teacher = as_teacher(teacher)
         self.vocab = shared_vocab_size(
             vocab_size_of(student),
             self.teacher and self.teacher.vocab_size,
@@ -136,6 +137,7 @@ class StructuredKDRecipe:
         )
         if self.teacher:
             self.teacher.cut_vocab(self.vocab)
+            self.teacher.check(self.spec, self.tokenizer, [*self.data.rows, *self.heldout_rows])
         self.student = stop_at_hidden(student).train()
         self.loss_fn = self.loss.from_hidden
         if self.compile:
@@ -155,13 +157,13 @@ class StructuredKDRecipe:
 
     def train(self) -> None:
         """Scores, trains with scores in between, scores again and writes the student."""
+        if self.evaluator and self.teacher:
+            scores = self.evaluator.score_teacher(self.teacher.rows, self.device)
+            self.heldout.setdefault("teacher", teacher_row(scores))
+            if self.teacher.kl_note:
+                self.say(f"held-out KL: {self.teacher.kl_note}")
         if self.evaluator and self.step == 0:
-            if self.teacher:
-                scores = self.evaluator.score_teacher(self.teacher.model, self.teacher.head)
-                self.heldout["teacher"] = teacher_row(scores)
             self.evaluate("before")
-        elif self.evaluator and self.teacher:
-            self.evaluator.score_teacher(self.teacher.model, self.teacher.head)
         shown = None if self.is_main else True  # None: a bar on a terminal only
         progress = tqdm(total=self.total_steps, initial=self.step, disable=shown)
         while self.step < self.total_steps:
@@ -195,10 +197,11 @@ class StructuredKDRecipe:
         """The step's gradients in ``.grad``, summed over micro-batches and ranks."""
         micro = [
             collate([self.data[i] for i in rows], self.tokenizer.pad_id, self.spec).to(self.device)
-            for rows in micro_batches(
-                self.order.step_rows(self.step), self.batch_size, self.rank, self.world
-            )
+            for rows in self._micro_rows(self.step)
         ]
+        if self.teacher:
+            ahead = self._micro_rows(self.step + 1)
+            self.teacher.prefetch([self.data[i] for rows in ahead for i in rows])
         counts = torch.zeros(len(SpanKind), dtype=torch.float64, device=self.device)
         for batch in micro:
             counts += self.spec.count(batch.span_ids_BS, batch.branch_BS)
@@ -214,6 +217,10 @@ class StructuredKDRecipe:
             self.throughput.add(batch.num_tokens, int(output.sums["count"].sum()))
         distributed.sum_gradients(self.student)
         return {"loss": float(distributed.sum_over_ranks(total)), **self._span_means(sums)}
+
+    def _micro_rows(self, step: int) -> list[list[int]]:
+        """This rank's rows of a step, micro-batch by micro-batch."""
+        return micro_batches(self.order.step_rows(step), self.batch_size, self.rank, self.world)
 
     def batch_loss(self, batch, counts: torch.Tensor):
         """Loss of one micro-batch: heads run on the supervised tokens only."""

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sad_components.data.batch import Batch
-from sad_components.loss import HiddenRows
+from sad_components.data.tokenizers import OffsetTokenizer
+from sad_components.data.transform import TokenizedTrajectory
+from sad_components.loss import HiddenRows, LossSpec, TopKRows
 from sad_components.models.hidden import head_of, stop_at_hidden, vocab_size_of
 
 
-class Teacher(Protocol):
-    """Gives a loss the teacher's view of a batch's supervised tokens."""
+class Teacher(ABC):
+    """Gives a loss the teacher's view of a batch's supervised tokens.
 
-    def rows(self, batch: Batch, chosen_BS: Tensor) -> HiddenRows:
+    Attributes:
+        vocab_size: token ids that it gives a probability to.
+        kl_note: how a KL against it is to be read, if it is not the exact one.
+    """
+
+    vocab_size: int
+    kl_note: str | None = None
+
+    @abstractmethod
+    def rows(self, batch: Batch, chosen_BS: Tensor) -> HiddenRows | TopKRows:
         """Teacher rows for the positions where ``chosen_BS`` is true, in reading order."""
-        ...
+
+    @abstractmethod
+    def cut_vocab(self, size: int) -> None:
+        """Leaves out ids from ``size`` on (padding of the embedding)."""
+
+    @abstractmethod
+    def check(
+        self, spec: LossSpec, tokenizer: OffsetTokenizer, rows: Sequence[TokenizedTrajectory]
+    ) -> None:
+        """Raises ``ValueError`` if it cannot serve this loss on these rows: called at start."""
+
+    @abstractmethod
+    def prefetch(self, rows: Sequence[TokenizedTrajectory]) -> None:
+        """Says which rows will be asked for next."""
 
 
-class LiveTeacher:
+class LiveTeacher(Teacher):
     """A frozen model that runs beside the student.
 
     Args:
@@ -34,9 +60,21 @@ class LiveTeacher:
         self.head = head_of(model)
 
     def cut_vocab(self, size: int) -> None:
-        """Leaves out ids from ``size`` on (padding of the embedding)."""
         self.head = head_of(self.model, size)
+
+    def check(
+        self, spec: LossSpec, tokenizer: OffsetTokenizer, rows: Sequence[TokenizedTrajectory]
+    ) -> None:
+        """A model serves every loss on every row."""
+
+    def prefetch(self, rows: Sequence[TokenizedTrajectory]) -> None:
+        """Nothing to read: the model computes."""
 
     @torch.no_grad()
     def rows(self, batch: Batch, chosen_BS: Tensor) -> HiddenRows:
         return HiddenRows(self.model(batch.tokens_BS)[chosen_BS], self.head)
+
+
+def as_teacher(component: Any) -> Teacher | None:
+    """A config's ``teacher``: a model runs live, a :class:`Teacher` is one already; None stays."""
+    return LiveTeacher(component) if isinstance(component, nn.Module) else component
