@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -102,17 +103,27 @@ class _Json:
 
 
 class _Terminal:
+    """Colours where there are some; else (a pipe, NO_COLOR) one labelled line for each line."""
+
     def __init__(self, svg: Path | None) -> None:
         self.svg = svg
         self.console = Console(
-            highlight=False, markup=False, record=svg is not None, soft_wrap=svg is None
+            highlight=False,
+            markup=False,
+            record=svg is not None,
+            force_terminal=True if svg else None,
+            soft_wrap=svg is None,
+            file=io.StringIO() if svg else None,
+            width=110 if svg else None,
         )
+        self.coloured = bool(self.console.color_system) and not self.console.no_color
 
     def __enter__(self) -> _Terminal:
-        legend = Text("spans: ")
-        for kind, style in STYLES.items():
-            legend.append(kind.label, style=style).append("  ")
-        self.console.print(legend)
+        if self.coloured:
+            legend = Text("spans: ")
+            for kind, style in STYLES.items():
+                legend.append(kind.label, style=style).append("  ")
+            self.console.print(legend)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -126,11 +137,29 @@ class _Terminal:
         self.console.print(Text(f"── row {row.row}: {row.format}", style="bold"))
         for note in row.notes:
             self.console.print(Text(f"note: {note}", style="yellow"))
-        shown = Text()
-        for span in row.spans:
-            piece = row.text[span.start : span.end].translate(_CONTROLS)
-            shown.append(piece, style=STYLES[span.kind])
-        self.console.print(shown)
+        self.console.print(_coloured(row) if self.coloured else Text(_labelled(row)))
+
+
+def _coloured(row: CutRow) -> Text:
+    shown = Text()
+    for span in row.spans:
+        piece = row.text[span.start : span.end].translate(_CONTROLS)
+        shown.append(piece, style=STYLES[span.kind])
+    return shown
+
+
+def _labelled(row: CutRow) -> str:
+    """One line for each line of each span: kind, step, ``*`` at a branch; ``↵`` is a newline."""
+    lines = []
+    for span in row.spans:
+        piece = row.text[span.start : span.end].translate(_CONTROLS)
+        label = f"{span.kind.label:>11} {span.step or '':>2}{'*' if span.branch else ' '}"
+        for line in piece.removesuffix("\n").split("\n"):
+            lines.append(f"{label}│ {line}↵")
+            label = " " * len(label)
+        if not piece.endswith("\n"):
+            lines[-1] = lines[-1].removesuffix("↵")
+    return "\n".join(lines)
 
 
 class _Html:

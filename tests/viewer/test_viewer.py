@@ -1,0 +1,176 @@
+"""``sad spans``, ``sad stats`` and ``sad convert`` on a file with good and bad rows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sad_components.formats.registry import segment
+from sad_components.trajectory import read_jsonl
+from sad_components.viewer import convert, spans, stats
+
+REACT = "Question: q\nThought 1: a\nAction 1: Finish[b]\nObservation 1: Answer is CORRECT\n"
+CHAT = [
+    {"role": "user", "content": "the task"},
+    {"role": "assistant", "content": "Thought: a\nAction: <b>go</b>"},
+    {"role": "user", "content": "Action: evil \x1b[31m"},
+    {"role": "assistant", "content": "Action: stop"},
+]
+LINES = [
+    json.dumps({"raw": REACT}),
+    "{not json",
+    "",
+    json.dumps({"messages": CHAT}),
+    "[1, 2]",
+    json.dumps({"raw": "Once upon a time."}),
+    json.dumps({"messages": [{"role": "robot", "content": "x"}]}),
+]
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    path.write_bytes("\n".join(LINES).encode() + b'\n{"raw": "\xff"}\n')
+    return path
+
+
+def test_json_gives_one_object_a_row(file, capsys):
+    assert spans.main([str(file), "--json"]) == 0
+    out, err = capsys.readouterr()
+    items = [json.loads(line) for line in out.splitlines()]
+    assert [item["row"] for item in items] == list(range(7))
+    assert [item["format"] for item in items] == ["react", None, "react", None, None, None, None]
+    for item in (items[0], items[2]):
+        assert "".join(item["text"][s:e] for s, e, _, _ in item["spans"]) == item["text"]
+        assert item["skipped"] is None
+    assert items[0]["text"] == REACT
+    assert [s[2:] for s in items[0]["spans"]] == [
+        ["context", 0],
+        ["reason", 1],
+        ["act", 1],
+        ["observation", 1],
+    ]
+    reasons = [items[i]["skipped"] for i in (1, 3, 4, 5, 6)]
+    expected = ["line 2: not JSON", "line 5: a row is a JSON object; got list"]
+    expected += ["line 6: no transcript format fits", "'robot'", "line 8: not UTF-8"]
+    assert all(part in reason for part, reason in zip(expected, reasons, strict=True)), reasons
+    assert "format auto: react fits" in err
+    assert "2 rows cut, 5 skipped" in err
+
+
+def test_terminal_view_shows_text_and_no_control_codes(file, capsys):
+    assert spans.main([str(file), "--limit", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "Thought 1: a" in out
+    assert "row 1: skipped" in out
+    assert "\x1b[31m" not in out
+
+
+def test_html_is_escaped_and_whole(file, tmp_path):
+    page = tmp_path / "page.html"
+    assert spans.main([str(file), "--html", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;b&gt;go&lt;/b&gt;" in text
+    assert "<b>" not in text
+    assert '<span class="reason branch" title="reason, step 1">' in text
+    assert text.rstrip().endswith("</html>")
+    assert "http" not in text, "the page must be self-contained"
+
+
+def test_svg(file, tmp_path):
+    assert spans.main([str(file), "--limit", "1", "--svg", str(tmp_path / "a.svg")]) == 0
+    assert "<svg" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+
+
+def test_named_format_reports_what_does_not_fit(file, capsys):
+    assert spans.main([str(file), "--json", "--format", "webshop"]) == 1
+    items = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert "no 'Action:' line" in items[0]["skipped"]
+    with pytest.raises(ValueError, match="no transcript format 'nope'"):
+        spans.main([str(file), "--format", "nope"])
+
+
+def test_unreadable_and_empty_files(tmp_path, capsys):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("nothing\n")
+    assert spans.main([str(path), "--json"]) == 1
+    path.write_text("")
+    assert spans.main([str(path), "--json"]) == 1
+    assert "no readable row" in capsys.readouterr().err
+
+
+def test_one_document_and_plain_text(tmp_path, capsys):
+    document = {"trajectory": [{"action": "ls", "response": "```\nls\n```", "observation": "a"}]}
+    (tmp_path / "run.traj").write_text(json.dumps(document, indent=1))
+    (tmp_path / "log.txt").write_text(REACT)
+    (tmp_path / "many.json").write_text(json.dumps([{"raw": REACT}, 5]))
+    for name in ("run.traj", "log.txt", "many.json"):
+        assert spans.main([str(tmp_path / name), "--json"]) == 0
+    items = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [i["format"] for i in items] == ["sweagent", "react", "react", None]
+    assert "item 1: a row is a JSON object" in items[3]["skipped"]
+
+
+def test_stats(file, capsys):
+    assert stats.main([str(file), "--json", "--alpha", "2", "--beta", "0"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["rows"], figures["cut"], sum(figures["skipped"].values())) == (7, 2, 5)
+    assert (figures["steps"], figures["thoughts"], figures["actions"]) == (3, 2, 3)
+    assert figures["actions_without_thought"] == 1
+    assert figures["unit"] == "characters"
+    reason = len("Thought 1: a\n") + len("Thought: a\n")
+    assert figures["amount"]["reason"] == reason
+    assert figures["complexity"]["mean"] == reason
+    total = sum(figures["amount"].values())
+    supervised = figures["amount"]["reason"] + figures["amount"]["act"]
+    assert figures["supervised_fraction"] == round(supervised / total, 4)
+    assert figures["formats"] == {"react": 2}
+    assert stats.main([str(file)]) == 0
+    assert "supervised fraction" in capsys.readouterr().out
+
+
+def test_percentiles_stay_near_in_constant_memory(monkeypatch):
+    monkeypatch.setattr(stats, "RESERVOIR", 500)
+    lengths = stats.Distribution()
+    for value in range(20_000):
+        lengths.add(value)
+    assert len(lengths._kept) == 500
+    assert lengths.to_dict()["max"] == 19_999
+    assert lengths.to_dict()["p50"] == pytest.approx(10_000, abs=1_500)
+
+
+def test_convert_writes_records_that_cut_alike(file, tmp_path, capsys):
+    out = tmp_path / "canonical.jsonl"
+    assert convert.main([str(file), str(out)]) == 0
+    assert "2 rows converted, 5 skipped" in capsys.readouterr().err
+    flat, chat = read_jsonl(out)
+    assert "".join(m.text for m in flat.messages) == REACT
+    assert [m.text for m in chat.messages] == [m["content"] for m in CHAT]
+    assert all(t.format == "react" for t in (flat, chat))
+    assert spans.main([str(file), "--json"]) == 0
+    first = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert spans.main([str(out), "--json"]) == 0
+    again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(i["text"], i["spans"]) for i in again] == [
+        (i["text"], i["spans"]) for i in first if i["skipped"] is None
+    ]
+    assert segment(flat)
+
+
+def test_convert_writes_nothing_from_nothing(tmp_path, capsys):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("nothing\n")
+    assert convert.main([str(path), str(tmp_path / "out.jsonl")]) == 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_long_file_is_streamed(tmp_path, capsys):
+    path = tmp_path / "long.jsonl"
+    path.write_text((json.dumps({"raw": REACT}) + "\n") * 1_000)
+    cutter = spans.Cutter(path)
+    rows = cutter.rows()
+    assert next(rows).row == 0
+    with open(path, "a") as handle:  # a row that came later is seen: nothing was read ahead
+        handle.write("\n".join(["{}"] * 5000))
+    assert sum(1 for _ in rows) > 4_000
