@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +193,8 @@ class TikToken(OffsetTokenizer):
 
     def encode_text(self, text: str) -> Encoded:
         ids = self._encoding.encode(text, disallowed_special=())
-        lengths = [len(self._encoding.decode_single_token_bytes(i)) for i in ids]
-        return ids, _byte_offsets_to_chars(text, lengths)
+        ends = [0, *accumulate(len(self._encoding.decode_single_token_bytes(i)) for i in ids)]
+        return ids, _bytes_to_chars(text, list(pairwise(ends)))
 
     def decode(self, ids: Sequence[int]) -> str:
         control = set(self.special.values())
@@ -224,9 +224,15 @@ class SentencePiece(OffsetTokenizer):
         return self._model.vocab_size()
 
     def encode_text(self, text: str) -> Encoded:
-        proto = self._model.encode(text, out_type="immutable_proto")
-        ids = [piece.id for piece in proto.pieces]
-        return ids, [(piece.begin, piece.end) for piece in proto.pieces]
+        pieces = self._model.encode(text, out_type="proto").pieces
+        ids = [piece.id for piece in pieces]
+        chars = _bytes_to_chars(text, [(piece.begin, piece.end) for piece in pieces])
+        # only the last of the byte pieces that make one character says which
+        for index in range(len(chars) - 2, -1, -1):
+            start, end = chars[index]
+            if start == end == chars[index + 1][0] and self._model.is_byte(ids[index]):
+                chars[index] = chars[index + 1]
+        return ids, chars
 
     def decode(self, ids: Sequence[int]) -> str:
         control = set(self.special.values())
@@ -252,17 +258,14 @@ def as_offset_tokenizer(tokenizer: Any) -> OffsetTokenizer:
     )
 
 
-def _byte_offsets_to_chars(text: str, lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Character range of each piece from its length in UTF-8 bytes."""
-    width = [len(c.encode("utf-8", "surrogatepass")) for c in text] if not text.isascii() else None
-    ends = list(accumulate(lengths))
-    starts = [e - n for e, n in zip(ends, lengths)]
-    if width is None:
-        return list(zip(starts, ends))
-    char_of_byte = np.repeat(np.arange(len(text)), width)
+def _bytes_to_chars(text: str, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Character range of each range of UTF-8 bytes; part of a character gives the whole of it."""
+    if text.isascii():
+        return list(ranges)
+    width = [len(c.encode("utf-8", "surrogatepass")) for c in text]
+    char_of_byte = np.append(np.repeat(np.arange(len(text)), width), len(text)).tolist()
     return [
-        (int(char_of_byte[a]), int(char_of_byte[b - 1]) + 1) if b > a else (0, 0)
-        for a, b in zip(starts, ends)
+        (char_of_byte[a], char_of_byte[b - 1] + 1 if b > a else char_of_byte[a]) for a, b in ranges
     ]
 
 
