@@ -174,3 +174,33 @@ def test_a_long_file_is_streamed(tmp_path, capsys):
     with open(path, "a") as handle:  # a row that came later is seen: nothing was read ahead
         handle.write("\n".join(["{}"] * 5000))
     assert sum(1 for _ in rows) > 4_000
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytes_only = models.BPE({c: i for i, c in enumerate(alphabet)}, [])
+    tokenizer = Tokenizer(bytes_only)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return folder
+
+
+def test_a_tokenizer_renders_chat_by_its_template_and_counts_tokens(file, tokenizer_folder, capsys):
+    assert spans.main([str(file), "--json", "--tokenizer", str(tokenizer_folder)]) == 0
+    items = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert items[0]["text"] == REACT
+    assert items[2]["text"].startswith("[user]the task[end][assistant]Thought: a\n")
+    learnt = [items[2]["text"][s:e] for s, e, kind, _ in items[2]["spans"] if kind == "reason"]
+    assert learnt == ["Thought: a\n"]
+    assert stats.main([str(file), "--json", "--tokenizer", str(tokenizer_folder)]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["unit"] == "tokens"
+    assert figures["amount"]["reason"] == len("Thought 1: a\n") + len("Thought: a\n")
