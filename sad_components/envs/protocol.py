@@ -37,7 +37,8 @@ class StepResult(NamedTuple):
         reward: in the environment's own unit, gained by this action.
         done: whether the episode is over.
         info: ``won`` (the task is solved), ``valid`` (the action was possible), ``steps`` so far,
-            ``truncated`` (out of steps), and whatever the environment adds.
+            ``truncated`` (out of steps), and whatever the environment adds (``scores``: figures
+            by name, averaged over episodes beside the reward).
     """
 
     observation: str
@@ -133,7 +134,7 @@ class Environment(ABC):
         """The current task in words."""
         return ""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (most environments hold nothing)
         """Frees what the environment holds; it is not used afterwards."""
 
     # -- what everybody uses -----------------------------------------------------------------

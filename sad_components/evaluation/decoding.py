@@ -104,7 +104,9 @@ class CachedDecoder:
             )
         self._attention = attention
         dtype = self._head.weight_VD.dtype
-        self._caches = [_RowCache(a.num_kv_heads, a.head_dim, dtype, self._device) for a in attention]
+        self._caches = [
+            _RowCache(a.num_kv_heads, a.head_dim, dtype, self._device) for a in attention
+        ]
         self._rows: OrderedDict[int, int] = OrderedDict()
         self._read: list[list[int]] = []
         self._attach()
@@ -177,9 +179,7 @@ class CachedDecoder:
         for cache in self._caches:
             cache.reserve(rows, min(self.max_seq_len, _rounded_up(length)))
 
-    def _advance(
-        self, rows: list[int], starts: list[int], sequences: list[list[int]]
-    ) -> Tensor:
+    def _advance(self, rows: list[int], starts: list[int], sequences: list[list[int]]) -> Tensor:
         """Reads every sequence from its start on; the last hidden states, shape [B, D]."""
         out: list[Tensor | None] = [None] * len(rows)
         position = list(starts)

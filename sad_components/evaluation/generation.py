@@ -94,7 +94,7 @@ class Generator:
                 "max_new_tokens is at least 1 and temperature at least 0; got "
                 f"{max_new_tokens} and {temperature}"
             )
-        self._model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = model, tokenizer
         self.max_seq_len: int = model.max_seq_len
         self._max_new_tokens, self._temperature = max_new_tokens, temperature
 
@@ -108,7 +108,7 @@ class Generator:
             prefixes = [
                 Prefix(prompts[b].session, prompts[b].token_ids + out[b].token_ids) for b in active
             ]
-            chosen = self._choose(self._model.logits(prefixes), active, prompts, out)
+            chosen = self._choose(self.model.logits(prefixes), active, prompts, out)
             for b, (token, logprob) in zip(active, chosen, strict=True):
                 self._append(out[b], token, logprob, prompts[b])
             room = self.max_seq_len

@@ -41,6 +41,8 @@ class Episode:
         failure: ``hung``, ``error`` or ``policy`` when the episode could not be played to its end.
         why: the failure in words.
         actions: what was done, in order.
+        extra_scores: what the environment reported beside the reward at the last step.
+        truncated: it ran out of steps.
     """
 
     trajectory: Trajectory
@@ -53,6 +55,8 @@ class Episode:
     failure: str | None = None
     why: str = ""
     actions: list[str] = field(default_factory=list)
+    extra_scores: dict[str, float] = field(default_factory=dict)
+    truncated: bool = False
 
     @property
     def won(self) -> bool:
@@ -73,6 +77,8 @@ class Episode:
             "parse_failures": self.parse_failures,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 4),
+            "truncated": self.truncated,
+            "extra_scores": self.extra_scores,
             "failure": self.failure,
             "why": self.why,
             "actions": self.actions,
@@ -218,4 +224,6 @@ class _Rollout:
         episode.invalid_actions += not info["valid"]
         episode.trajectory.score = (episode.trajectory.score or 0.0) + reward
         episode.trajectory.success = bool(info["won"])
+        episode.extra_scores = dict(info.get("scores") or {})
+        episode.truncated = bool(info["truncated"])
         live.done = done

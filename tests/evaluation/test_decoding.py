@@ -60,7 +60,7 @@ def test_ragged_growth(tiny_model):
 def test_a_changed_history_is_read_again(both):
     base = sequence(40)
     torch.testing.assert_close(*both(Prefix(0, base)), **CLOSE)
-    for other in (base[:20] + [5, 6, 7], base[:10], base, base + [1]):
+    for other in ([*base[:20], 5, 6, 7], base[:10], base, [*base, 1]):
         torch.testing.assert_close(*both(Prefix(0, other)), **CLOSE)
 
 

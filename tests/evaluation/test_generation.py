@@ -71,9 +71,7 @@ def test_logprobs_are_the_models_own(tiny_model, tokenizer):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_company_changes_nothing(tiny_model, tokenizer, temperature):
     def ask(seeds):
-        prompts = [
-            prompt(tokenizer, "Do it. " * (1 + s) + "\n", session=s, seed=s) for s in seeds
-        ]
+        prompts = [prompt(tokenizer, "Do it. " * (1 + s) + "\n", session=s, seed=s) for s in seeds]
         model = CachedDecoder(tiny_model, tokenizer.vocab_size)
         made = Generator(model, tokenizer, 16, temperature).generate(prompts)
         model.close()
@@ -134,7 +132,10 @@ def test_choices_are_kept_to_whatever_the_model_wants(tiny_model, tokenizer):
 
     for seed in range(5):
         one = prompt(
-            tokenizer, choices=choices, end=lambda t: len(t) if t.endswith("\n") else None, seed=seed
+            tokenizer,
+            choices=choices,
+            end=lambda t: len(t) if t.endswith("\n") else None,
+            seed=seed,
         )
         made = Generator(FullDecoder(tiny_model), tokenizer, 40, temperature=1.0).generate([one])[0]
         assert made.text in texts

@@ -101,9 +101,7 @@ class ExpertPlayer:
         thought = self._narrator.thought(decision, beliefs, self._slip)
         action, self._slip = decision.action, None
         if self._turns in self._wrong_turns:
-            action, self._slip = wrong_action(
-                decision, beliefs, self._env.admissible(), self._rng
-            )
+            action, self._slip = wrong_action(decision, beliefs, self._env.admissible(), self._rng)
         message = Message("assistant", render_turn(thought, action))
         if self._slip:
             message.weight = 0

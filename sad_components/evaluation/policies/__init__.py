@@ -1,7 +1,7 @@
 """Who plays: local models, served models, scripted experts, chance."""
 
 from sad_components.evaluation.policies.base import EpisodeView, Policy, Turn
-#from sad_components.evaluation.policies.endpoint import EndpointPolicy
+from sad_components.evaluation.policies.endpoint import EndpointPolicy
 from sad_components.evaluation.policies.local import ModelPolicy, model_policy
 from sad_components.evaluation.policies.scripted import ExpertPolicy, RandomPolicy, ScriptedPolicy
 

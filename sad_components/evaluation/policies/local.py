@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,6 @@ class ModelPolicy:
         self._remember(view, prompt, written)
         return Turn(message, len(written.token_ids))
 
-
     def _remember(self, view: EpisodeView, prompt: TurnPrompt, written: Generation) -> None:
         tokenizer = self.generator.tokenizer
         self._said.pop(view.session, None)
@@ -119,7 +118,8 @@ class _Choices:
 
 def model_policy(
     model: Any,
-    transform: SpanTokenizer,
+    tokenizer: Any,
+    transform: Mapping[str, Any] | None = None,
     *,
     temperature: float = 0.0,
     max_new_tokens: int = 128,
@@ -130,13 +130,15 @@ def model_policy(
 
     Args:
         model: a ``TransformerDecoder``; it is used until the policy is thrown away.
-        transform: tokenizer and style in which the model was trained.
+        tokenizer: of the model; anything that ``SpanTokenizer`` takes.
+        transform: keyword arguments of ``SpanTokenizer`` with which the model was trained
+            (``style: plain``, for example).
         temperature: 0 is greedy.
         max_new_tokens: most tokens of a turn.
         constrain: actions come out of the admissible ones, where the environment lists them.
         name: what results call it.
     """
-    tokenizer = transform.tokenizer
-    decoder = CachedDecoder(model, tokenizer.vocab_size)
-    generator = Generator(decoder, tokenizer, max_new_tokens, temperature)
-    return ModelPolicy(generator, transform, constrain, name)
+    chosen = SpanTokenizer(tokenizer, **(transform or {}))
+    decoder = CachedDecoder(model, chosen.tokenizer.vocab_size)
+    generator = Generator(decoder, chosen.tokenizer, max_new_tokens, temperature)
+    return ModelPolicy(generator, chosen, constrain, name)
