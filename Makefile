@@ -30,9 +30,11 @@ TEST_INSTALLED := $(VENV)/.installed-test-$(HOUSEHOLD)
 
 .PHONY: quickstart test lint clean
 
+RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+
 quickstart: $(INSTALLED)
 	$(BIN)/sad fetch-demo
-	$(BIN)/tune run recipes/structured_kd.py --config $(QUICKSTART_CONFIG)
+	$(BIN)/tune run recipes/structured_kd.py --config $(QUICKSTART_CONFIG) output_dir=$(RUN)
 
 test: $(TEST_INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" --cov=sad_components --cov-report=term

@@ -35,13 +35,13 @@ class Atif(OpenAIChat):
         if isinstance(version, str) and version.upper().startswith("ATIF"):
             return Evidence(1.0, f"schema_version {version!r}")
         sources = [s.get("source") for s in _steps(row)]
-        fits = bool(sources) and "agent" in row and all(s in _ROLE for s in sources)
+        fits = bool(sources) and "agent" in row and all(isinstance(s, str) and s in _ROLE for s in sources)
         return Evidence(0.9 if fits else 0.0, f"{len(sources)} steps with a source")
 
     def row_to_trajectory(self, row: Mapping[str, Any]) -> Trajectory:
         messages: list[dict[str, Any]] = []
         for step in _steps(row):
-            if step.get("source") not in _ROLE:
+            if step.get("source") not in list(_ROLE):
                 raise TrajectoryError(
                     f"step {step.get('step_id')}: an ATIF step's source is one of "
                     f"{', '.join(_ROLE)}; got {step.get('source')!r}"

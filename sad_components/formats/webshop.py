@@ -2,7 +2,7 @@
 
 Every line of the agent opens with ``Action:`` and every answer with ``Observation:``. A
 ``think[..]`` is REASON, whatever else ACT; the marker belongs to its span. The ``Action: reset``
-that opens a log is the runner's and what answers it is the task: both are CONTEXT.
+that opens a log is an action too, of step 0; what answers it is the task: CONTEXT.
 
 A page in an observation may quote ``Action:`` lines. A real one is answered by the next
 ``Observation:`` line and, in logs that put a blank line before actions (ReAct's do), follows a
@@ -57,11 +57,14 @@ class WebShop(Format):
 
     def segment_text(self, text: str) -> list[Span]:
         turns = unnumbered_turns(text, group_turns(_marks(text)), _ends)
-        if turns and _RESET.match(text, turns[0].marks[-1].end):
+        opening = []
+        if turns and (reset := _RESET.match(text, turns[0].marks[-1].end)):
+            line_end = min(reset.end() + 1, len(text))
+            opening = [Span(turns[0].marks[-1].start, line_end, SpanKind.ACT, 0)]
             turns = turns[1:]
         if not turns:
             raise TrajectoryError("no 'Action:' line of the agent, so nothing is cut")
-        return cover(text, spans_of_turns(text, turns, kind_of=_kind, branch=True))
+        return cover(text, opening + spans_of_turns(text, turns, kind_of=_kind, branch=True))
 
 
 def _ends(text: str, turn: Turn) -> bool:

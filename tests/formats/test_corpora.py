@@ -110,7 +110,7 @@ def check_webshop(text, kinds, tally):
     for mark, following in zip(marks, [*marks[1:], None]):
         end = following.start() if following else len(text)
         body = text[mark.end() : end].strip()
-        if mark[1] == "Observation" or body == "reset":
+        if mark[1] == "Observation":
             tally.observation(kinds[mark.start() : end], text[mark.start() :][:80])
         else:
             expected = "reason" if body.startswith("think[") else "act"

@@ -1,4 +1,4 @@
-"""WebShop logs: think, search, click, the runner's reset, and pages that quote actions."""
+"""WebShop logs: think, search, click, the opening reset, and pages that quote actions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from sad_components.spans import SpanKind
 from sad_components.trajectory import TrajectoryError
 
 OPENING = (
-    "c",
-    "Action: reset\nObservation: \nWebshop \nInstruction:  \na blue lamp below 9.00 dollars \n"
-    "[Search] \n\n",
+    ("a", "Action: reset\n"),
+    (
+        "c",
+        "Observation: \nWebshop \nInstruction:  \na blue lamp below 9.00 dollars \n[Search] \n\n",
+    ),
 )
 
 
@@ -19,7 +21,7 @@ def test_log(assert_text):
     spans = assert_text(
         "webshop",
         [
-            OPENING,
+            *OPENING,
             ("a", "Action: search[blue lamp]\n"),
             ("o", "Observation: \n[Back to Search] \nAction figure [blue] \n$3.00 \n\n"),
             ("r", "Action: think[The first one is blue,\nand cheap.]\n"),
@@ -35,7 +37,8 @@ def test_log(assert_text):
         ],
     )
     steps = [(s.kind, s.step) for s in spans if s.kind in (1, 2)]
-    assert steps[:4] == [
+    assert steps[:5] == [
+        (SpanKind.ACT, 0),
         (SpanKind.ACT, 1),
         (SpanKind.REASON, 2),
         (SpanKind.REASON, 2),
@@ -56,7 +59,7 @@ def test_page_that_quotes_actions(assert_text, quoted):
     assert_text(
         "webshop",
         [
-            OPENING,
+            *OPENING,
             ("a", "Action: search[lamp]\n"),
             ("o", f"Observation: \n[Back to Search] \nA review: \n{quoted}the end \n\n"),
             ("a", "Action: click[B01]\n"),
@@ -66,9 +69,9 @@ def test_page_that_quotes_actions(assert_text, quoted):
 
 
 def test_row_that_ends_on_an_action(assert_text):
-    assert_text("webshop", [OPENING, ("a", "Action: search[blue la")])
+    assert_text("webshop", [*OPENING, ("a", "Action: search[blue la")])
 
 
 def test_nothing_to_cut():
     with pytest.raises(TrajectoryError, match="Action:"):
-        get_format("webshop").segment_text(OPENING[1])
+        get_format("webshop").segment_text("".join(text for _, text in OPENING))
