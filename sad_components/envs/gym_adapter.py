@@ -13,7 +13,8 @@ class GymEnvironment(Environment):
     ``reset(seed=n)`` (or ``reset(n)``, or ``reset()``) returns text, or ``(text, info)``;
     ``step(action)`` returns ``(text, reward, done, info)`` or gymnasium's five values. The task ids
     are the seeds ``"0"``, ``"1"``, .. A ``won`` in the info says whether the task is solved,
-    without it a positive reward at the end. ``admissible()`` and ``instructions`` are used if there.
+    without it a positive reward at the end. ``admissible()`` and ``instructions`` are used if
+    there.
 
     Args:
         env: the object.

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torchtune.modules import TransformerDecoder
 
 from sad_components.models.hidden import head_of, restore_logits, stop_at_hidden
@@ -104,6 +105,7 @@ class CachedDecoder:
             )
         self._attention = attention
         dtype = self._head.weight_VD.dtype
+        self._kept = [(a.num_kv_heads, a._attention_call) for a in attention]
         self._caches = [
             _RowCache(a.num_kv_heads, a.head_dim, dtype, self._device) for a in attention
         ]
@@ -148,8 +150,9 @@ class CachedDecoder:
 
     def close(self) -> None:
         """Gives the model back; what was read is forgotten."""
-        for attention in self._attention:
+        for attention, kept in zip(self._attention, self._kept, strict=True):
             attention.kv_cache, attention.cache_enabled = None, False
+            attention.num_kv_heads, attention._attention_call = kept
         restore_logits(self._model)
         self._read = [[] for _ in self._read]
 
@@ -157,6 +160,10 @@ class CachedDecoder:
         stop_at_hidden(self._model)
         for attention, cache in zip(self._attention, self._caches, strict=True):
             attention.kv_cache, attention.cache_enabled = cache, True
+            # torchtune copies keys and values for every query head of a group, at every step;
+            # with as many heads of both it does not, and the groups are made here.
+            attention.num_kv_heads = attention.num_heads
+            attention._attention_call = _grouped_attention
 
     def _rows_of(self, sessions: Sequence[int]) -> list[int]:
         """A row of the cache for each session: its own, or that of the one longest unused."""
@@ -219,25 +226,25 @@ class _RowCache(nn.Module):
 
     def __init__(self, heads: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self._store_2RLHD = torch.zeros(2, 0, 1, heads, width, dtype=dtype, device=device)
+        self._store_2RHLD = torch.zeros(2, 0, heads, 1, width, dtype=dtype, device=device)
         self._rows: Tensor | slice = slice(0)
-        self._write: tuple[Tensor, Tensor] | None = None
+        self._write: tuple[Tensor, slice, Tensor] | None = None
         self._limit = 0
 
     def reserve(self, rows: int, length: int) -> None:
         """Makes room for at least ``rows`` sequences of ``length`` tokens."""
-        _, old_rows, old_length, heads, width = self._store_2RLHD.shape
+        _, old_rows, heads, old_length, width = self._store_2RHLD.shape
         if rows <= old_rows and length < old_length:
             return
-        shape = (2, max(rows, old_rows), max(length + 1, old_length), heads, width)
-        grown = self._store_2RLHD.new_zeros(shape)
-        grown[:, :old_rows, : old_length - 1] = self._store_2RLHD[:, :, :-1]
-        self._store_2RLHD = grown
+        shape = (2, max(rows, old_rows), heads, max(length + 1, old_length), width)
+        grown = self._store_2RHLD.new_zeros(shape)
+        grown[:, :old_rows, :, : old_length - 1] = self._store_2RHLD[:, :, :, :-1]
+        self._store_2RHLD = grown
 
     def plan(self, rows: list[int], position_BS: Tensor, limit: int) -> None:
         """Says where the next call of :meth:`update` writes, and how far it reads."""
         row_B = torch.tensor(rows, device=position_BS.device)
-        self._write = (row_B[:, None], position_BS)
+        self._write = (row_B[:, None], slice(None), position_BS)
         in_order = rows == list(range(rows[0], rows[0] + len(rows)))
         self._rows = slice(rows[0], rows[0] + len(rows)) if in_order else row_B
         self._limit = limit
@@ -245,11 +252,39 @@ class _RowCache(nn.Module):
     def update(self, key_BHSD: Tensor, value_BHSD: Tensor) -> tuple[Tensor, Tensor]:
         """Stores new keys and values; all of the planned rows, shape [B, H, L, D] each."""
         assert self._write is not None
-        store = self._store_2RLHD
+        store = self._store_2RHLD
         store[0][self._write] = key_BHSD.transpose(1, 2)
         store[1][self._write] = value_BHSD.transpose(1, 2)
-        keys, values = store[:, :, : self._limit][:, self._rows].transpose(2, 3)
+        keys, values = store[:, :, :, : self._limit][:, self._rows]
         return keys, values
+
+
+def _grouped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+) -> Tensor:
+    """Attention in which each key head serves its group of query heads without a copy.
+
+    Args:
+        query: shape [B, H * G, S, D], the G heads of a group side by side.
+        key, value: shape [B, H, L, D].
+        mask: true where a query may look, shape [B, S, L].
+        dropout_p: as torchtune passes it.
+        is_causal: not read: the mask says it all.
+
+    Returns:
+        Shape [B, H * G, S, D].
+    """
+    batch, heads, width = key.shape[0], key.shape[1], query.shape[-1]
+    group = query.shape[1] // heads
+    together = query.reshape(batch, heads, group * query.shape[2], width)
+    mask_B1QL = mask.repeat(1, group, 1)[:, None]
+    out = scaled_dot_product_attention(together, key, value, mask_B1QL, dropout_p)
+    return out.reshape(query.shape)
 
 
 def _common_prefix(known: Sequence[int], asked: Sequence[int]) -> int:
