@@ -1,6 +1,8 @@
-"""The household expert plays games; its episodes become canonical trajectories in a JSONL file.
+"""A policy plays an environment; its episodes become canonical trajectories in a JSONL file.
 
-Run: ``tune run collect_trajectories --config household/collect_train``
+Run: ``tune run recipes/collect_trajectories.py --config household/collect_train``
+
+A run that was stopped or killed goes on where it was when it is started again.
 """
 
 from __future__ import annotations
@@ -12,139 +14,167 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torchtune import config
 
-from sad_components.envs.household import TASK_TYPES
-from sad_components.envs.household.collection import EpisodeSettings, play_episodes
-from sad_components.training.config import check_keys
-from sad_components.trajectory import Trajectory, write_jsonl
+from sad_components.data.tokenizers import as_offset_tokenizer
+from sad_components.evaluation.collection import Collection, jobs_of, task_stream
+from sad_components.evaluation.metrics import count_words
+from sad_components.evaluation.policies import Policy
+from sad_components.evaluation.pool import EnvironmentPool
+from sad_components.evaluation.rollout import Episode, Job, rollout
+from sad_components.training.config import ConfigError, build, check_keys
+from sad_components.training.errors import explained
+
+SUPPORTS_DISTRIBUTED = False
 
 KEYS = (
-    *("env", "split", "seed", "episodes", "task_types", "style", "wrong_turn_share"),
-    *("keep_only_successes", "workers", "output", "overwrite"),
+    *("environment", "policy", "tasks", "seeds", "seed", "budget", "tokenizer"),
+    *("keep_only_successes", "output", "resume", "overwrite"),
 )
+ENVIRONMENT_KEYS = ("name", "options", "batch_size", "workers", "timeout")
 
 
 class CollectTrajectoriesRecipe:
-    """Plays games in the order of their seeds until every task type has its share of episodes.
+    """Plays task after task until the budget of kept episodes or tokens is spent.
 
     Args:
         cfg: see ``configs/household/collect_train.yaml``, which explains every field.
 
     Raises:
-        ConfigError: a key that nobody reads.
+        ConfigError: a key that nobody reads, or no budget.
     """
 
-    #: Games per wanted episode after which the recipe gives up on a task type.
+    #: Games per wanted episode after which the recipe gives up.
     MOST_GAMES_PER_EPISODE = 3
 
     def __init__(self, cfg: DictConfig) -> None:
         check_keys(cfg, KEYS)
-        check_keys(cfg.env, ["max_steps"], "env")
-        self.settings = EpisodeSettings(
-            split=cfg.split,
-            style=cfg.style,
-            wrong_turn_share=cfg.wrong_turn_share,
-            max_steps=cfg.env.max_steps,
-        )
-        self.seed: int = cfg.seed
-        self.episodes: int = cfg.episodes
-        self.task_types: list[str] = list(cfg.task_types)
+        check_keys(cfg.environment, ENVIRONMENT_KEYS, "environment")
+        check_keys(cfg.tasks, ("seed",), "tasks")
+        check_keys(cfg.budget, ("episodes", "tokens"), "budget")
+        self.cfg = cfg
+        self.seed: int = cfg.get("seed", 0)
+        self.seeds = list(cfg.get("seeds", [0]))
+        self.episodes: int | None = cfg.budget.get("episodes")
+        self.tokens: int | None = cfg.budget.get("tokens")
+        if not any(limit and limit > 0 for limit in (self.episodes, self.tokens)):
+            raise ConfigError(
+                "budget needs a positive number of episodes, of tokens or both; got "
+                f"episodes={self.episodes}, tokens={self.tokens}"
+            )
         self.keep_only_successes: bool = cfg.keep_only_successes
-        self.workers: int = cfg.workers
         self.output = Path(cfg.output)
-        self.overwrite: bool = cfg.overwrite
-        self.won: Counter[str] = Counter()
-        self.played: Counter[str] = Counter()
-        self.steps: Counter[str] = Counter()
-        self.kept: Counter[str] = Counter()
+        self.counts: dict[str, Counter[str]] = {}
         self.dropped: list[str] = []
 
     def setup(self) -> None:
-        """Checks what can be checked before the first game.
+        """Makes policy and environment, and reads what an earlier run has left.
 
         Raises:
-            ValueError: task types or episodes that cannot be, or an output that exists.
+            ValueError: an output that exists and may not be continued.
         """
-        unknown = [name for name in self.task_types if name not in TASK_TYPES]
-        if unknown or not self.task_types:
-            raise ValueError(
-                f"task_types is a non-empty list of {', '.join(TASK_TYPES)}; got {self.task_types}"
-            )
-        if self.episodes < 1 or self.episodes % len(self.task_types):
-            raise ValueError(
-                "episodes is a positive multiple of the number of task types, so that each gets "
-                f"the same share; got {self.episodes} for {len(self.task_types)} types"
-            )
-        if self.output.exists() and not self.overwrite:
-            raise ValueError(
-                f"{self.output} exists and would be lost: choose another output, or set "
-                "overwrite=True"
-            )
+        cfg = self.cfg
+        tokenizer = build(cfg.get("tokenizer"), "tokenizer")
+        self.tokenizer = None if tokenizer is None else as_offset_tokenizer(tokenizer)
+        settings = {
+            "environment": [cfg.environment.name, _plain(cfg.environment.get("options"))],
+            "policy": _plain(cfg.policy),
+            "seed": self.seed,
+            "keep_only_successes": self.keep_only_successes,
+        }
+        self.collection = Collection(
+            self.output, settings, cfg.get("resume", True), cfg.get("overwrite", False)
+        )
+        self.pool = EnvironmentPool(
+            cfg.environment.name,
+            _plain(cfg.environment.get("options")),
+            slots=cfg.environment.get("batch_size", 1),
+            workers=cfg.environment.get("workers", 0),
+            timeout=cfg.environment.get("timeout", 60.0),
+        )
+        self.policy: Policy = build(cfg.policy, "policy")
 
     def collect(self) -> None:
-        """Plays, writes the file when all is played, and prints what happened."""
+        """Plays until the budget is spent, writing every episode at once; prints what happened."""
         started = time.perf_counter()
-        count = write_jsonl(self.output, self._kept_trajectories())
+        before = self.collection.kept
+        if before:
+            print(f"{self.output} holds {before} trajectories: going on")
+        if not self._is_spent():
+            for episode in rollout(self.policy, self.pool, self._jobs(), self.seed):
+                self._add(episode)
+                if self._is_spent():
+                    break
         seconds = time.perf_counter() - started
         print(self._summary())
-        print(f"{count} trajectories -> {self.output} ({seconds:.0f} s)")
+        added = self.collection.kept - before
+        print(f"{added} trajectories added -> {self.output} ({seconds:.0f} s)")
 
     def cleanup(self) -> None:
-        """Says what was dropped."""
+        """Stops the environments and says what was dropped."""
+        self.pool.close()
         for reason in self.dropped:
             print(f"dropped {reason}")
+        if not self._is_spent():
+            kept = self.collection.kept
+            print(f"the budget is not spent: tasks or patience ran out at {kept} trajectories")
 
-    def _kept_trajectories(self) -> Iterator[Trajectory]:
-        quota = self.episodes // len(self.task_types)
-        seeds = {name: self._seeds_of(name) for name in self.task_types}
-        for _ in range(self.MOST_GAMES_PER_EPISODE):
-            missing = {name: quota - self.kept[name] for name in self.task_types}
-            batch = sorted(
-                seed for name in missing for seed in itertools.islice(seeds[name], missing[name])
-            )
-            for trajectory in play_episodes(batch, self.settings, self.workers):
-                if self._count(trajectory):
-                    yield trajectory
-        short = {name: self.kept[name] for name in self.task_types if self.kept[name] < quota}
-        if short:
-            self.dropped.append(f"the rest: too many games were lost; kept {short} of {quota} each")
+    def _jobs(self) -> Iterator[Job]:
+        jobs = jobs_of(task_stream(self.pool.env, self.cfg.tasks.get("seed", 0)), self.seeds)
+        if self.episodes:
+            jobs = itertools.islice(jobs, self.episodes * self.MOST_GAMES_PER_EPISODE)
+        return (job for job in jobs if job not in self.collection.played)
 
-    def _seeds_of(self, task_type: str) -> Iterator[int]:
-        offset = (TASK_TYPES.index(task_type) - self.seed) % len(TASK_TYPES)
-        return itertools.count(self.seed + offset, len(TASK_TYPES))
+    def _is_spent(self) -> bool:
+        enough = self.episodes and self.collection.kept >= self.episodes
+        return bool(enough or (self.tokens and self.collection.tokens >= self.tokens))
 
-    def _count(self, trajectory: Trajectory) -> bool:
-        task_type = trajectory.meta["task_type"]
-        self.played[task_type] += 1
-        self.won[task_type] += bool(trajectory.success)
-        self.steps[task_type] += sum(m.role == "assistant" for m in trajectory.messages)
-        keep = bool(trajectory.success) or not self.keep_only_successes
-        self.kept[task_type] += keep
+    def _add(self, episode: Episode) -> None:
+        keep = episode.failure is None and (episode.won or not self.keep_only_successes)
+        self.collection.add(episode, keep, self._tokens_of(episode))
+        task_type = episode.trajectory.meta.get("task_type") or "all tasks"
+        for name in {task_type, "all"}:
+            counter = self.counts.setdefault(name, Counter())
+            counter["played"] += 1
+            counter["won"] += episode.won
+            counter["kept"] += keep
+            counter["steps"] += episode.steps
         if not keep:
-            self.dropped.append(f"{trajectory.id}: not won in {self.settings.max_steps} steps")
-        return keep
+            why = f"{episode.failure}: {episode.why}" if episode.failure else "not won"
+            self.dropped.append(f"{episode.trajectory.id}: {why} after {episode.steps} steps")
+
+    def _tokens_of(self, episode: Episode) -> int:
+        if episode.tokens:
+            return episode.tokens
+        turns = [m.text for m in episode.trajectory.messages if m.role == "assistant"]
+        if self.tokenizer is None:
+            return sum(map(count_words, turns))
+        return sum(len(self.tokenizer.encode_text(turn)[0]) for turn in turns)
 
     def _summary(self) -> str:
         lines = [f"{'task type':<32}{'episodes':>9}{'won':>6}{'kept':>6}{'steps':>7}"]
-        for name in (*self.task_types, "all"):
-            played, won, kept, steps = (
-                counter.total() if name == "all" else counter[name]
-                for counter in (self.played, self.won, self.kept, self.steps)
-            )
-            mean = steps / played if played else 0.0
-            lines.append(f"{name:<32}{played:>9}{won:>6}{kept:>6}{mean:>7.1f}")
+        for name in sorted(self.counts, key=lambda n: (n == "all", n)):
+            c = self.counts[name]
+            mean = c["steps"] / c["played"]
+            lines.append(f"{name:<32}{c['played']:>9}{c['won']:>6}{c['kept']:>6}{mean:>7.1f}")
         return "\n".join(lines)
+
+
+def _plain(node: DictConfig | None) -> dict:
+    return {} if node is None else OmegaConf.to_container(node, resolve=True)
 
 
 @config.parse
 def recipe_main(cfg: DictConfig) -> None:
     """Entry point: sets up, collects, cleans up."""
-    recipe = CollectTrajectoriesRecipe(cfg)
-    recipe.setup()
-    recipe.collect()
-    recipe.cleanup()
+    with explained("collect_trajectories"):
+        recipe = CollectTrajectoriesRecipe(cfg)
+        recipe.setup()
+        try:
+            recipe.collect()
+        finally:
+            recipe.cleanup()
 
 
 if __name__ == "__main__":

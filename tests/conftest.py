@@ -9,12 +9,15 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# Environments that tests name by dotted path; worker processes find them there too.
+sys.path.insert(0, str(Path(__file__).with_name("support")))
 
 EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
 

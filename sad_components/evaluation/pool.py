@@ -35,7 +35,7 @@ class Failure:
     """A call without a result.
 
     Args:
-        kind: ``error`` (it raised) or ``hung`` (no answer in time).
+        kind: ``error`` (it raised), ``hung`` (no answer in time) or ``died`` (so did its process).
         why: for a person.
     """
 
@@ -154,12 +154,9 @@ class EnvironmentPool:
         worker, results = self._workers[number], {}
         for position, request in enumerate(requests):
             answer = worker.receive(self._timeout + worker.extra_seconds(self.START_SECONDS))
-            if answer is not None:
-                results[request] = answer
+            results[request] = answer
+            if not isinstance(answer, Failure) or answer.kind == "error":
                 continue
-            results[request] = Failure(
-                "hung", f"{request.method} did not answer in {self._timeout:g} s"
-            )
             worker.stop()
             self._workers[number] = _Worker(self._name, self._options)
             self._restore(number, without=request.slot)
@@ -180,8 +177,9 @@ class EnvironmentPool:
         worker.send(lost)
         for _ in lost:
             seconds = self._timeout + worker.extra_seconds(self.START_SECONDS)
-            if worker.receive(seconds) is None:
-                return  # it hangs again: the calls that wait for it will say so
+            answer = worker.receive(seconds)
+            if isinstance(answer, Failure) and answer.kind != "error":
+                return  # it fails again: the calls that wait for it will say so
 
     def _remember(self, request: Request, result: Any) -> None:
         if isinstance(result, Failure):
@@ -223,15 +221,15 @@ class _Worker:
         return start_seconds if self._fresh else 0.0
 
     def receive(self, seconds: float) -> Any:
-        """The next result; a failure if the process died; None if it says nothing in time."""
+        """The next result, or the failure to give one."""
         assert self._pipe is not None
         try:
             if not self._pipe.poll(seconds):
-                return None
+                return Failure("hung", f"no answer in {seconds:g} s")
             self._fresh = False
             return self._pipe.recv()
         except (EOFError, OSError):
-            return None
+            return Failure("died", "the environment's process ended")
 
     def stop(self) -> None:
         if self._pipe is not None:

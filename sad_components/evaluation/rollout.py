@@ -38,7 +38,7 @@ class Episode:
         parse_failures: turns without an action.
         tokens: tokens that the policy generated; 0 where nobody counts.
         seconds: of wall-clock time that fell to it: a round's time is shared by its episodes.
-        failure: ``hung``, ``error`` or ``policy`` when the episode could not be played to its end.
+        failure: ``hung``, ``died``, ``error`` or ``policy`` when it could not be played to its end.
         why: the failure in words.
         actions: what was done, in order.
         extra_scores: what the environment reported beside the reward at the last step.
