@@ -31,6 +31,7 @@ from sad_components.models.hidden import head_of, restore_logits, stop_at_hidden
 from sad_components.training.config import ConfigError, build, check_keys
 from sad_components.training.errors import explained
 from sad_components.training.report import versions
+from sad_components.training.teachers import as_teacher
 from sad_components.trajectory import read_jsonl, write_jsonl
 
 SUPPORTS_DISTRIBUTED = False
@@ -161,11 +162,12 @@ class EvaluateAgentRecipe:
         rows = [row for trajectory in self.heldout for row in transform.rows(trajectory)]
         evaluator = HeldoutEvaluator(rows, transform.tokenizer.pad_id, transform.tokenizer.decode)
         vocabulary = transform.tokenizer.vocab_size
-        teacher = build(self.cfg.get("teacher"), "teacher")
-        if teacher is not None:
-            evaluator.score_teacher(stop_at_hidden(teacher).eval(), head_of(teacher, vocabulary))
+        teacher = as_teacher(build(self.cfg.get("teacher"), "teacher"))
         with policy.generator.model.plain() as model:
             head = head_of(model, vocabulary)
+            if teacher is not None:
+                teacher.cut_vocab(vocabulary)
+                evaluator.score_teacher(teacher.rows, head.weight_VD.device)
             scores = evaluator.score(stop_at_hidden(model), head)
             restore_logits(model)
         return scores.to_dict()

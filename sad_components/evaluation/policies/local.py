@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import OmegaConf
+from torchtune import config
+
 from sad_components.data.transform import SpanTokenizer
 from sad_components.evaluation.decoding import CachedDecoder
 from sad_components.evaluation.generation import Generation, Generator, Prompt, TextGenerator
@@ -129,8 +132,9 @@ def model_policy(
     """A policy of a torchtune decoder with a cache of keys and values.
 
     Args:
-        model: a ``TransformerDecoder``; it is used until the policy is thrown away.
-        tokenizer: of the model; anything that ``SpanTokenizer`` takes.
+        model: a ``TransformerDecoder``, or a config of one (a mapping with ``_component_``); it is
+            used until the policy is thrown away.
+        tokenizer: of the model, anything that ``SpanTokenizer`` takes, or a config of one.
         transform: keyword arguments of ``SpanTokenizer`` with which the model was trained
             (``style: plain``, for example).
         temperature: 0 is greedy.
@@ -138,7 +142,12 @@ def model_policy(
         constrain: actions come out of the admissible ones, where the environment lists them.
         name: what results call it.
     """
-    chosen = SpanTokenizer(tokenizer, **(transform or {}))
-    decoder = CachedDecoder(model, chosen.tokenizer.vocab_size)
+    chosen = SpanTokenizer(_made(tokenizer), **(transform or {}))
+    decoder = CachedDecoder(_made(model), chosen.tokenizer.vocab_size)
     generator = Generator(decoder, chosen.tokenizer, max_new_tokens, temperature)
     return ModelPolicy(generator, chosen, constrain, name)
+
+
+def _made(part: Any) -> Any:
+    """The object itself, or the one that a config describes."""
+    return config.instantiate(OmegaConf.create(dict(part))) if isinstance(part, Mapping) else part
