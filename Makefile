@@ -21,8 +21,8 @@ QUICKSTART_CONFIG ?= smollm2/135M_to_15layers_structured_kd
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
-EXTRAS := dev$(if $(filter-out 0,$(HOUSEHOLD)),$(comma)household)
 comma := ,
+EXTRAS := dev$(if $(filter-out 0,$(HOUSEHOLD)),$(comma)household)
 
 INSTALLED := $(VENV)/.installed
 # One stamp for each choice of extras, so that changing HOUSEHOLD installs again.
