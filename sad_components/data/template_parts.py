@@ -124,7 +124,9 @@ def shows_each_once(pattern: str, slots: Sequence[Slot], turn: int | None = None
     )
 
 
-def search_turn(text: str, start: int, message: Message, turn: int) -> list[Part]:
+def search_turn(
+    text: str, start: int, message: Message, turn: int, control: Sequence[str]
+) -> list[Part]:
     """A turn's texts in what the template made of it, by searching for them in their order.
 
     Args:
@@ -132,13 +134,16 @@ def search_turn(text: str, start: int, message: Message, turn: int) -> list[Part
         start: where the turn's share begins (behind the generation prompt).
         message: the turn.
         turn: its index.
+        control: texts of control tokens.
 
     Raises:
-        TrajectoryError: one of them is not there: the template left it out or changed it.
+        TrajectoryError: one of them is not there: the template left it out or changed it; or one
+            holds the text of a control token.
     """
     parts: list[Part] = []
     position = start
     for slot in _texts(message, turn):
+        _refuse_control(slot, control)
         find = text.find if message.role == "assistant" else text.rfind
         found = _find_part(find, slot, position)
         if found is None:
@@ -159,22 +164,16 @@ def search_history(
     """Where the texts of earlier turns lie, as far as they are still shown.
 
     Raises:
-        TrajectoryError: one with the text of a control token in it cannot be found, so that the
-            token would be read as one.
+        TrajectoryError: one holds the text of a control token.
     """
     ranges: list[tuple[int, int]] = []
     position = 0
     for turn, message in enumerate(messages):
         for slot in _texts(message, turn):
-            found = _find_part(text.find, slot, position)
-            if found is not None:
+            _refuse_control(slot, control)
+            if found := _find_part(text.find, slot, position):
                 ranges += [(p.start, p.end) for p in found]
                 position = found[-1].end
-            elif any(token in slot.text for token in control):
-                raise TrajectoryError(
-                    f"turn {turn} holds the text of a control token and the chat template changed "
-                    "the turn, so that content and control cannot be told apart"
-                )
     return ranges
 
 
@@ -197,6 +196,16 @@ def call_text(call: dict[str, Any]) -> str:
 
 _WHAT = {"reasoning": "reasoning", "content": "content", "call": "tool calls"}
 _STAND_IN = re.compile(f"{_OPEN}(?P<slot>\\d+){_CLOSE}")
+
+
+def _refuse_control(slot: Slot, control: Sequence[str]) -> None:
+    """Searching cannot tell the text of a control token in a content from the token itself."""
+    if any(token in slot.text for token in control):
+        raise TrajectoryError(
+            f"the {_WHAT[slot.part]} of turn {slot.turn} holds the text of a control token, and "
+            "the chat template changes what turns say, so that the two cannot be told apart; use "
+            "a chat_template that shows turns as they are, or style: plain"
+        )
 
 
 def _texts(message: Message, turn: int) -> list[Slot]:

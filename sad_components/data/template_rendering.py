@@ -121,7 +121,7 @@ class TemplateRenderer:
         before = ""
         for turn, message in enumerate(messages):
             prompt, whole = self._grow(records, turn, before)
-            parts = search_turn(whole, prompt, message, turn)
+            parts = search_turn(whole, prompt, message, turn, self._stops)
             placer.add_turn(whole, (len(before), prompt, len(whole)), parts, turn)
             before = whole
         return placer.out.finish()
@@ -226,7 +226,7 @@ class TemplateRenderer:
         if filled is not None and shows_each_once(pattern, skeleton.slots, turn):
             own = [p for p in filled.parts if p.slot.turn == turn]
             return [(p.start, p.end) for p in filled.parts if p.slot.turn < turn], own
-        own = search_turn(whole, prompt, messages[turn], turn)
+        own = search_turn(whole, prompt, messages[turn], turn, self._stops)
         return search_history(whole[:prompt], messages[:turn], self._stops), own
 
 

@@ -49,9 +49,7 @@ def plain(trajectory):
 
 def template(trajectory, source=CHATML, stops=STOPS):
     renderer = TemplateRenderer(compile_template(source), stops)
-    fast = renderer.render(trajectory.messages, segment(trajectory))
-    assert fast == renderer.render_by_prefixes(trajectory.messages, segment(trajectory))
-    return fast
+    return renderer.render(trajectory.messages, segment(trajectory))
 
 
 def per_turn(trajectory, source=DROPS_REASONING):
