@@ -161,7 +161,7 @@ class StructuredKDRecipe:
             scores = self.evaluator.score_teacher(self.teacher.rows, self.device)
             self.heldout.setdefault("teacher", teacher_row(scores))
             if self.teacher.kl_note:
-                self.say(f"held-out KL: {self.teacher.kl_note}")
+                self.say(f"KL and teacher entropy are {self.teacher.kl_note}")
         if self.evaluator and self.step == 0:
             self.evaluate("before")
         shown = None if self.is_main else True  # None: a bar on a terminal only

@@ -97,8 +97,8 @@ class CachedTeacher(Teacher):
         if mode == "hidden":
             return None
         if mode == "topk":
-            return f"over {self.settings['codec']['k'] + 1} buckets of a cached teacher"
-        return "against the frequencies of a cached teacher's draws: too high by their entropy gap"
+            return f"taken over {self.settings['codec']['k'] + 1} buckets of a cached teacher"
+        return "taken from the frequencies of a cached teacher's draws: KL is too high"
 
     def _sha256(self, file: str) -> str:
         known = self._manifest["sha256"].get(file)

@@ -111,7 +111,7 @@ def check_parts(
 
 def _mismatch(part: str, stored: Any, given: Any, where: str, remedy: str) -> CacheError:
     return CacheError(
-        f"the teacher cache {where} was made with another {part}: "
+        f"the teacher cache {where} was made with different {part}: "
         f"{json.dumps(stored)} there, {json.dumps(given)} here; {remedy}"
     )
 

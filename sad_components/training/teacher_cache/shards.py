@@ -28,6 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sad_components.loss import Head
 from sad_components.training.teacher_cache.errors import CacheError
 from sad_components.training.teacher_cache.fingerprint import file_hash
 
@@ -143,6 +144,13 @@ def check_file(path: Path, sha256: str) -> None:
     found = file_hash(path)
     if found != sha256:
         raise _damaged(path, f"its SHA-256 is {found[:16]}.., not {sha256[:16]}..")
+
+
+def write_head(root: Path, head: Head) -> None:
+    """Stores a teacher's output head, whole."""
+    tensors = {"weight": head.weight_VD} | ({} if head.bias_V is None else {"bias": head.bias_V})
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    write_aside(root / HEAD, lambda aside: save_file(plain, aside))
 
 
 def write_manifest(root: Path, shards: list[ShardEntry], settings: Mapping[str, Any]) -> None:
