@@ -49,7 +49,7 @@ class HouseholdEnv:
             raise ValueError(f"max_steps is at least 1; got {max_steps}")
         self.max_steps = max_steps
         _shared_logic()
-        with _kept_argv():
+        with kept_argv():
             self._library = _textworld_pddl().fast_downward.load_lib()
         self._game: Game | None = None
         self._steps = 0
@@ -122,7 +122,7 @@ class HouseholdEnv:
 
     def _load(self, game: Game) -> None:
         pddl = _textworld_pddl()
-        with _kept_argv():
+        with kept_argv():
             self._state = pddl.PddlState(self._library, problem_text(game), _shared_logic())
         self._initial_facts = list(self._state.facts)
         name_of = {identifier: name for name, identifier in entity_ids(game).items()}
@@ -205,7 +205,7 @@ def _shared_logic() -> Any:
 
 
 @contextlib.contextmanager
-def _kept_argv() -> Iterator[None]:
+def kept_argv() -> Iterator[None]:
     """The engine's translator overwrites ``sys.argv`` (which ``tune run`` still needs)."""
     argv = sys.argv
     try:

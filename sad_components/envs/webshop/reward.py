@@ -18,8 +18,11 @@ _ALIKE = 85
 #: Options that have to be the very same, not only alike.
 _EXACT = frozenset({"size"})
 _STOP_WORDS = frozenset(
-    "a an and as at by for from in is it of on or per so the to up with without our my set pack pcs "
-    "piece".split()  # noqa: SIM905  (a list of words reads best as words)
+    [
+        *("a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or"),
+        *("per", "so", "the", "to", "up", "with", "without", "our", "my", "set", "pack", "pcs"),
+        "piece",
+    ]
 )
 _COLOURS = (
     *("black", "white", "grey", "gray", "silver", "gold", "red", "pink", "rose", "orange"),
