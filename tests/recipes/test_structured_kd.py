@@ -175,6 +175,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, monkeypatch):
     interrupted = (*common, "output_dir=parts", "save_every_n_steps=3")
     (tmp_path / "power.py").write_text(
         "class Cut:\n"
+        "    def __init__(self, log_dir):\n        pass\n"
         "    def log_dict(self, payload, step):\n"
         "        if step == 5:\n            raise InterruptedError('the power went')\n"
         "    def close(self):\n        pass\n"
