@@ -65,14 +65,11 @@ class Renderer:
         if literal:
             self._literal.append((start, self.length))
         self._pieces.append(text)
-        self._spans.extend(self._marked(span.shifted(start)) for span in spans)
-
-    def _marked(self, span: Span) -> Span:
-        if self._branch is None:
-            return span
-        branch = self._branch and span.kind in AGENT_KINDS
-        self._branch = self._branch and not branch
-        return span._replace(branch=branch)
+        for first, last, kind, step, branch in spans:
+            if self._branch is not None:
+                branch = self._branch and kind in AGENT_KINDS
+                self._branch = self._branch and not branch
+            self._spans.append(Span(start + first, start + last, kind, step, branch))
 
     def endswith(self, text: str) -> bool:
         """Whether what was added so far is not empty and ends with ``text`` (one character)."""

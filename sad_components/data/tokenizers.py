@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,13 @@ class OffsetTokenizer(ABC):
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 
     def encode(self, text: str, literal: Sequence[tuple[int, int]] = ()) -> Encoded:
+        """:meth:`encode_arrays` as lists: ids, and a pair per token."""
+        ids, offsets = self.encode_arrays(text, literal)
+        return ids.tolist(), [(start, end) for start, end in offsets.tolist()]
+
+    def encode_arrays(
+        self, text: str, literal: Sequence[tuple[int, int]] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Encodes rendered text: control tokens are read outside the ``literal`` ranges only.
 
         Args:
@@ -76,25 +83,29 @@ class OffsetTokenizer(ABC):
             literal: ordered character ranges that are message content.
 
         Returns:
-            ids and offsets; a token inside one character (byte-level pieces) has that character's
-            range.
+            ids, int64 shape [T], and offsets, int64 shape [T, 2]; a token inside one character
+            (byte-level pieces) has that character's range.
         """
-        ids: list[int] = []
-        offsets: list[tuple[int, int]] = []
-        position = 0
-        for start, end, control in self._control_tokens(text, literal):
-            self._extend(ids, offsets, text, position, start)
-            ids.append(control)
-            offsets.append((start, end))
-            position = end
-        self._extend(ids, offsets, text, position, len(text))
-        return ids, offsets
+        control = list(self._control_tokens(text, literal))
+        bounds = [0, *(at for start, end, _ in control for at in (start, end)), len(text)]
+        starts = bounds[::2]
+        pieces = self.encode_pieces([text[a:b] for a, b in zip(starts, bounds[1::2])])
+        ids, offsets = [], []
+        for index, ((some, where), start) in enumerate(zip(pieces, starts)):
+            if index:
+                begin, end, token = control[index - 1]
+                ids.append(np.array([token]))
+                offsets.append(np.array([[begin, end]]))
+            if len(some):
+                ids.append(some)
+                offsets.append(where + start)
+        if not ids:
+            return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+        return np.concatenate(ids), np.concatenate(offsets)
 
-    def _extend(self, ids: list, offsets: list, text: str, start: int, end: int) -> None:
-        if end > start:
-            more, where = self.encode_text(text[start:end])
-            ids.extend(more)
-            offsets.extend((a + start, b + start) for a, b in where)
+    def encode_pieces(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """:meth:`encode_text` of several texts, as arrays: ids [T] and offsets [T, 2] of each."""
+        return [_as_arrays(*self.encode_text(text) if text else ([], [])) for text in texts]
 
     def _control_tokens(self, text: str, literal: Sequence[tuple[int, int]]):
         """``(start, end, id)`` of the control tokens that the harness wrote, in order."""
@@ -139,34 +150,74 @@ class HFTokenizer(OffsetTokenizer):
                 "(sad fetch-demo makes one)"
             )
         self.path = folder
-        self._tokenizer = Tokenizer.from_file(str(file))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True
-        added = self._tokenizer.get_added_tokens_decoder()
+        self.backend = Tokenizer.from_file(str(file))
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.backend.encode_special_tokens = True
+        added = self.backend.get_added_tokens_decoder()
         self.special = {t.content: i for i, t in added.items() if t.special}
         config = _read_json(folder / "tokenizer_config.json")
         self.bos_id, self.eos_id, self._pad_id = (
             self._id_of(config.get(f"{name}_token")) for name in ("bos", "eos", "pad")
         )
         self.chat_template = _template_source(chat_template, config, folder)
+        self._byte_widths = self._find_byte_widths()
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         self.template_variables = {n: _token_text(config.get(n)) or "" for n in names}
 
     def _id_of(self, token: Any) -> int | None:
         text = _token_text(token)
-        return self._tokenizer.token_to_id(text) if text else None
+        return self.backend.token_to_id(text) if text else None
 
     @property
     def vocab_size(self) -> int:
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+        return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode_text(self, text: str) -> Encoded:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
+    def encode_pieces(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        if self._byte_widths is None:
+            return super().encode_pieces(texts)
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._with_offsets(text, e.ids) for text, e in zip(texts, encodings)]
+
+    def _with_offsets(self, text: str, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets from the tokens' widths in bytes, where these add up to the text."""
+        tokens = np.array(ids, dtype=np.int64)
+        ends = self._byte_widths[tokens].cumsum()
+        plain = text.isascii()
+        encoded = b"" if plain else text.encode("utf-8", "surrogatepass")
+        if (ends[-1] if len(ends) else 0) != (len(text) if plain else len(encoded)):
+            return _as_arrays(*self.encode_text(text))  # something of the text is in no token
+        ranges = np.empty((len(ends), 2), dtype=np.int64)
+        ranges[:1, 0], ranges[1:, 0], ranges[:, 1] = 0, ends[:-1], ends
+        return tokens, ranges if plain else _bytes_to_chars(encoded, ranges)
+
+    def _find_byte_widths(self) -> np.ndarray | None:
+        """Bytes of text per token id, shape [V]; None unless tokens are the text's own bytes.
+
+        That is so in a byte-level BPE that changes no text first; then offsets need not be
+        tracked while encoding, which costs a third of it.
+        """
+        described = json.loads(self.backend.to_str())
+        before = described["pre_tokenizer"] or {}
+        steps = before.get("pretokenizers", [before])
+        byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
+        if described["model"]["type"] != "BPE" or described["normalizer"] or len(byte_level) != 1:
+            return None
+        if byte_level[0].get("add_prefix_space") or described["model"].get("unk_token"):
+            return None
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        widths = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
+        widths[list(vocabulary.values())] = [len(piece) for piece in vocabulary]  # a letter a byte
+        for token, added in self.backend.get_added_tokens_decoder().items():
+            widths[token] = len(added.content.encode("utf-8"))
+        return widths
+
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self.backend.decode(list(ids), skip_special_tokens=True)
 
 
 class TikToken(OffsetTokenizer):
@@ -194,7 +245,7 @@ class TikToken(OffsetTokenizer):
     def encode_text(self, text: str) -> Encoded:
         ids = self._encoding.encode(text, disallowed_special=())
         ends = [0, *accumulate(len(self._encoding.decode_single_token_bytes(i)) for i in ids)]
-        return ids, _bytes_to_chars(text, list(pairwise(ends)))
+        return ids, _pairs_to_chars(text, list(pairwise(ends)))
 
     def decode(self, ids: Sequence[int]) -> str:
         control = set(self.special.values())
@@ -226,7 +277,7 @@ class SentencePiece(OffsetTokenizer):
     def encode_text(self, text: str) -> Encoded:
         pieces = self._model.encode(text, out_type="proto").pieces
         ids = [piece.id for piece in pieces]
-        chars = _bytes_to_chars(text, [(piece.begin, piece.end) for piece in pieces])
+        chars = _pairs_to_chars(text, [(piece.begin, piece.end) for piece in pieces])
         # only the last of the byte pieces that make one character says which
         for index in range(len(chars) - 2, -1, -1):
             start, end = chars[index]
@@ -258,15 +309,27 @@ def as_offset_tokenizer(tokenizer: Any) -> OffsetTokenizer:
     )
 
 
-def _bytes_to_chars(text: str, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Character range of each range of UTF-8 bytes; part of a character gives the whole of it."""
+def _as_arrays(ids: Sequence[int], offsets: Sequence[tuple]) -> tuple[np.ndarray, np.ndarray]:
+    where = np.fromiter(chain.from_iterable(offsets), dtype=np.int64, count=2 * len(offsets))
+    return np.array(ids, dtype=np.int64), where.reshape(-1, 2)
+
+
+def _bytes_to_chars(encoded: bytes, ranges: np.ndarray) -> np.ndarray:
+    """Character ranges [T, 2] of ranges of UTF-8 bytes; part of a character gives the whole."""
+    begins = (np.frombuffer(encoded, dtype=np.uint8) & 0xC0) != 0x80
+    char_of_byte = np.append(begins.cumsum() - 1, begins.sum())
+    start, end = ranges[:, 0], ranges[:, 1]
+    first = char_of_byte[start]
+    return np.stack([first, np.where(end > start, char_of_byte[end - 1] + 1, first)], axis=1)
+
+
+def _pairs_to_chars(text: str, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """:func:`_bytes_to_chars` of pairs."""
     if text.isascii():
-        return list(ranges)
-    width = [len(c.encode("utf-8", "surrogatepass")) for c in text]
-    char_of_byte = np.append(np.repeat(np.arange(len(text)), width), len(text)).tolist()
-    return [
-        (char_of_byte[a], char_of_byte[b - 1] + 1 if b > a else char_of_byte[a]) for a, b in ranges
-    ]
+        return ranges
+    array = np.array(ranges, dtype=np.int64).reshape(-1, 2)
+    chars = _bytes_to_chars(text.encode("utf-8", "surrogatepass"), array)
+    return [(start, end) for start, end in chars.tolist()]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,15 +58,8 @@ class TokenizedTrajectory:
 
     def take(self, index: np.ndarray | slice) -> TokenizedTrajectory:
         """The chosen tokens as a row of their own."""
-        return TokenizedTrajectory(
-            self.tokens[index],
-            self.span_ids[index],
-            self.steps[index],
-            self.branch[index],
-            self.id,
-            self.truncated,
-            self.entropy,
-        )
+        arrays = ("tokens", "span_ids", "steps", "branch")
+        return replace(self, **{name: getattr(self, name)[index] for name in arrays})
 
     def to_sample(self) -> dict[str, Any]:
         """torchtune's sample dict: lists under tokens, labels, span_ids, steps, branch."""
@@ -190,7 +183,7 @@ class SpanTokenizer:
         return [self._row(r, trajectory) for r in self.render(trajectory)]
 
     def _row(self, rendered: Rendered, trajectory: Trajectory) -> TokenizedTrajectory:
-        row = align(rendered, *self.tokenizer.encode(rendered.text, rendered.literal))
+        row = align(rendered, *self.tokenizer.encode_arrays(rendered.text, rendered.literal))
         row.id = trajectory.id
         row.entropy = trajectory.meta.get("teacher_entropy")
         if self.add_bos and self.tokenizer.bos_id is not None:
@@ -207,7 +200,9 @@ class SpanTokenizer:
 
 
 def align(
-    rendered: Rendered, ids: Sequence[int], offsets: Sequence[tuple[int, int]]
+    rendered: Rendered,
+    ids: Sequence[int] | np.ndarray,
+    offsets: Sequence[tuple[int, int]] | np.ndarray,
 ) -> TokenizedTrajectory:
     """Gives each token the kind and step of its characters (the straddling rule above).
 
@@ -216,23 +211,28 @@ def align(
         ids: token ids, length T.
         offsets: character range of each token, length T; an empty range takes the next character.
     """
-    length = len(rendered.text)
-    widths = [s.end - s.start for s in rendered.spans]
-    kinds = np.repeat(np.array([s.kind for s in rendered.spans], dtype=np.int8), widths)
-    steps = np.repeat(np.array([s.step for s in rendered.spans], dtype=np.int32), widths)
+    spans = rendered.spans
     where = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    start = np.minimum(where[:, 0], max(length - 1, 0))
+    start = np.minimum(where[:, 0], max(len(rendered.text) - 1, 0))
     end = np.maximum(where[:, 1], start + 1)
-    # first agent character at or behind each position; `length` where there is none
-    positions = np.where(_AGENT[kinds], np.arange(length), length)
-    next_agent = np.minimum.accumulate(positions[::-1])[::-1]
-    chosen = np.where(next_agent[start] < end, next_agent[start], start)
+    # each span's next one of the agent's (itself, if it is), and where that begins
+    following = np.full(len(spans), len(spans) - 1)
+    begins = np.full(len(spans), len(rendered.text))
+    index, begin = len(spans) - 1, len(rendered.text)
+    for number in range(len(spans) - 1, -1, -1):
+        if spans[number].kind in AGENT_KINDS:
+            index, begin = number, spans[number].start
+        following[number], begins[number] = index, begin
+    own = np.searchsorted([s.start for s in spans], start, side="right") - 1
+    chosen = np.where(begins[own] < end, following[own], own)
     branch = np.zeros(len(where), dtype=bool)
-    for span in rendered.spans:
-        if span.branch:
-            branch[np.searchsorted(end, span.start, side="right")] = True
+    first = np.searchsorted(end, [s.start for s in spans if s.branch], side="right")
+    branch[first[first < len(branch)]] = True
     return TokenizedTrajectory(
-        np.asarray(ids, dtype=np.int64), kinds[chosen], steps[chosen], branch
+        np.asarray(ids, dtype=np.int64),
+        np.array([s.kind for s in spans], dtype=np.int8)[chosen],
+        np.array([s.step for s in spans], dtype=np.int32)[chosen],
+        branch,
     )
 
 
@@ -272,14 +272,12 @@ def truncate_steps(row: TokenizedTrajectory, limit: int, side: str) -> Tokenized
 
 
 def _with_bos(row: TokenizedTrajectory, bos: int) -> TokenizedTrajectory:
-    return TokenizedTrajectory(
-        np.insert(row.tokens, 0, bos),
-        np.insert(row.span_ids, 0, SpanKind.CONTEXT),
-        np.insert(row.steps, 0, 0),
-        np.insert(row.branch, 0, False),
-        row.id,
-        row.truncated,
-        row.entropy,
+    return replace(
+        row,
+        tokens=np.concatenate(([bos], row.tokens)),
+        span_ids=np.concatenate((np.array([SpanKind.CONTEXT], row.span_ids.dtype), row.span_ids)),
+        steps=np.concatenate((np.zeros(1, row.steps.dtype), row.steps)),
+        branch=np.concatenate(([False], row.branch)),
     )
 
 
