@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": Command(
         "sad_components.viewer.convert", "write a transcript file as canonical JSONL"
     ),
+    "play": Command("sad_components.viewer.play", "show an episode live in the terminal"),
 }
 
 #: What the user can mend: bad values, missing files or packages, a full disk, no network.
