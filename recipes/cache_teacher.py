@@ -52,7 +52,7 @@ KEYS = (
     *("tokenizer", "transform", "dataset", "heldout", "teacher", "student", "cache"),
     *("batch_size", "seed", "device", "dtype", "output_dir", "report_rows"),
 )
-CACHE_KEYS = ("mode", "k", "temperatures", "bits", "supervise", "rows_per_shard")
+CACHE_KEYS = ("mode", "k", "temperatures", "bits", "draws", "supervise", "rows_per_shard")
 
 
 class CacheTeacherRecipe:
@@ -143,8 +143,9 @@ class CacheTeacherRecipe:
             return HiddenCodec(width, str(self.dtype).removeprefix("torch."), live.head)
         options = {"k": cache.get("k", 64), "vocab_size": self.tokenizer.vocab_size}
         options["temperatures"] = list(cache.get("temperatures", [1.0]))
-        if cache.mode == "topk":
-            options["bits"] = cache.get("bits", 8)
+        options["bits"] = cache.get("bits", 8)
+        if cache.mode == "sampled":
+            options["draws"] = cache.get("draws", 16)
         return make_codec({"mode": cache.mode, **options})
 
     def run(self) -> None:
@@ -180,8 +181,8 @@ class CacheTeacherRecipe:
             return ["bias: none, hidden states are exact"]
         if isinstance(self.source.codec, SampledCodec):
             return [
-                "draws: a cached value is the divergence from their frequencies, off by a constant "
-                "of the student; the gradient is right on average over tokens and draws"
+                "draws: in training the loss lies above these values by a constant of the "
+                "student; the gradient is right on average over tokens and draws"
             ]
         return [] if self.cfg.get("student") else ["bias: not measured (no student in the config)"]
 

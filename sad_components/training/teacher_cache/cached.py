@@ -98,7 +98,8 @@ class CachedTeacher(Teacher):
             return None
         if mode == "topk":
             return f"taken over {self.settings['codec']['k'] + 1} buckets of a cached teacher"
-        return "taken from the frequencies of a cached teacher's draws: KL is too high"
+        draws = self.settings["codec"]["draws"]
+        return f"taken with {draws} draws for the tail of a cached teacher: KL is too high"
 
     def _sha256(self, file: str) -> str:
         known = self._manifest["sha256"].get(file)

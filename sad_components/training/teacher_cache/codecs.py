@@ -6,15 +6,17 @@ Shape legend: N supervised tokens, D width, V vocabulary, K tokens kept or drawn
 mode      keeps                                  divergences         temperatures
 ========  =====================================  ==================  =====================
 topk      K log-probabilities, mass of the rest  all (K+1 buckets)   the stored ones
-sampled   K draws                                forward KL          the stored ones
+sampled   as topk, and draws from the rest       forward KL          the stored ones
 hidden    the last hidden state                  all, exact          all
 ========  =====================================  ==================  =====================
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,10 +29,14 @@ from sad_components.training.teacher_cache.packing import IdSets, pack_bits, unp
 
 #: A token's stored arrays by name, each of first dimension N.
 Parts = dict[str, Tensor]
-#: Nats per unit of ``-log`` of the code: cells shrink as probabilities grow, as p^(1/3).
-_SCALE = 3.0
+#: A code counts ``exp(-nats below the first choice / scale)``, so that its cells follow the
+#: probability to the power 1 / scale at T = 1; 3 loses least, rows that reach far down take more.
+_LEAST_SCALE = 3.0
+_SCALE_STEP = 0.25
 #: Log mass of a bucket that holds nothing: finite, and gone in any sum.
 _EMPTY = -80.0
+#: Probability that stands for none where something must be drawn or its logarithm taken.
+_FLOOR = 1e-30
 
 
 class Codec(ABC):
@@ -97,6 +103,7 @@ class TopKCodec(Codec):
         self.temperatures = with_one(temperatures)
         self._sets = IdSets(k, vocab_size)
         self._top = (1 << bits) - 1
+        self._least_scale = _LEAST_SCALE * max(self.temperatures)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -115,7 +122,9 @@ class TopKCodec(Codec):
         """Arrays to store for rows that hold this codec's temperatures."""
         kept_NK = rows.at(1.0)[:, :-1].double()
         below_NK = kept_NK[:, :1] - kept_NK  # nats below the first choice
-        codes_NK = torch.round((self._top + 0.5) * torch.exp(-below_NK / _SCALE) - 0.5)
+        scales_N1 = self._scales(below_NK.amax(-1, keepdim=True))
+        reach_N1 = scales_N1.double() * _SCALE_STEP
+        codes_NK = torch.round((self._top + 0.5) * torch.exp(-below_NK / reach_N1) - 0.5)
         codes_NK = codes_NK.clamp(0, self._top - 1)  # the highest code marks the first choice
         codes_NK[:, 0] = self._top
         ids_NK, order_NK = rows.ids_NK.sort(dim=-1)
@@ -124,8 +133,14 @@ class TopKCodec(Codec):
         return {
             "ids": torch.from_numpy(self._sets.encode(ids_NK.cpu().numpy())),
             "log_probs": torch.from_numpy(pack_bits(codes_NK.cpu().numpy(), self.bits)),
+            "scales": scales_N1.cpu(),
             "log_tails": tails.clamp(min=_EMPTY).cpu().to(torch.float16),
         }
+
+    def _scales(self, lowest_N1: Tensor) -> Tensor:
+        """Smallest scales, in steps, whose lowest code reaches so many nats down, uint8 [N, 1]."""
+        needed = (lowest_N1 / math.log(2 * self._top + 1)).clamp(min=self._least_scale)
+        return torch.ceil(needed / _SCALE_STEP).clamp(max=255).to(torch.uint8)
 
     def decode(self, parts: Parts) -> TopKRows:
         ids_NK = self._sets.decode(parts["ids"].numpy())
@@ -134,13 +149,14 @@ class TopKCodec(Codec):
         for values in (ids_NK, codes_NK):  # the first choice goes to column 0
             every = np.arange(len(values))
             values[every, first_N], values[:, 0] = values[:, 0].copy(), values[every, first_N]
-        below_NK = _SCALE * torch.log(torch.from_numpy(codes_NK + 0.5) / (self._top + 0.5))
+        reach_N1 = parts["scales"].float() * _SCALE_STEP
+        above_NK = reach_N1 * torch.log(torch.from_numpy(codes_NK + 0.5) / (self._top + 0.5))
         tails = parts["log_tails"].float()
         masses = {}
         for i, temperature in enumerate(self.temperatures):
             tail_N1 = tails[:, i : i + 1]
             kept_N1 = torch.log(-torch.expm1(tail_N1.clamp(max=-1e-4)))
-            kept_NK = torch.log_softmax(below_NK / temperature, dim=-1) + kept_N1
+            kept_NK = torch.log_softmax(above_NK / temperature, dim=-1) + kept_N1
             masses[temperature] = torch.cat([kept_NK, tail_N1], dim=-1)
         return TopKRows(torch.from_numpy(ids_NK), masses)
 
@@ -148,16 +164,34 @@ class TopKCodec(Codec):
         return _missing_temperature(spec, self.temperatures)
 
 
-class SampledCodec(Codec):
-    """Tokens drawn from the teacher: the gradient of the forward KL is right on average.
+@dataclass
+class DrawnRows(TopKRows):
+    """The teacher's top tokens, and draws that stand for all others.
 
-    The loss compares the student with the frequencies of the draws, so that its value lies above
-    the true KL by a constant of the student (the entropy that the frequencies lack).
+    A forward KL against these masses has the exact one's gradient on average over draws; its
+    value lacks a constant of the student.
 
     Args:
-        k: draws per token and temperature.
-        vocab_size: V, above k.
+        offsets: temperature -> what is to be added to a token's forward KL, nats, shape [N].
+    """
+
+    offsets: dict[float, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, rows: Tensor | slice) -> DrawnRows:
+        top = super().__getitem__(rows)
+        offsets = {t: values[rows] for t, values in self.offsets.items()}
+        return DrawnRows(top.ids_NK, top.log_masses, offsets)
+
+
+class SampledCodec(Codec):
+    """The top tokens as :class:`TopKCodec` keeps them, and draws from the rest.
+
+    Args:
+        k: top tokens to keep.
+        vocab_size: V.
         temperatures: which the loss may use; 1.0 is always there, for the metrics.
+        bits: of a stored log-probability.
+        draws: tokens drawn from the rest at each temperature.
 
     Raises:
         ValueError: a value out of range.
@@ -165,44 +199,62 @@ class SampledCodec(Codec):
 
     mode = "sampled"
 
-    def __init__(self, k: int, vocab_size: int, temperatures: Sequence[float] = (1.0,)) -> None:
-        if not 0 < k < vocab_size:
-            raise ValueError(f"k draws must lie between 1 and {vocab_size - 1}; got {k}")
-        self.k, self.vocab_size = k, vocab_size
-        self.temperatures = with_one(temperatures)
-        self._sets = IdSets(k, vocab_size)
+    def __init__(
+        self,
+        k: int,
+        vocab_size: int,
+        temperatures: Sequence[float] = (1.0,),
+        bits: int = 8,
+        draws: int = 16,
+    ) -> None:
+        self.top = TopKCodec(k, vocab_size, temperatures, bits)
+        if not 0 < draws <= (vocab_size - k) // 2:
+            raise ValueError(
+                f"draws must lie between 1 and {(vocab_size - k) // 2}, half of the tokens that "
+                f"are not kept; got {draws}"
+            )
+        self.draws, self.temperatures = draws, self.top.temperatures
+        self._sets = IdSets(draws, vocab_size)
 
     def settings(self) -> dict[str, Any]:
-        temperatures = list(self.temperatures)
-        known = {"k": self.k, "vocab_size": self.vocab_size, "temperatures": temperatures}
-        return {"mode": self.mode, **known}
+        return {**self.top.settings(), "mode": self.mode, "draws": self.draws}
 
     def encode(self, hidden_ND: Tensor, logits_NV: Tensor, generator: torch.Generator) -> Parts:
-        parts = {}
+        logits_NV = logits_NV.cpu()
+        rows = TopKRows.from_logits(logits_NV, self.top.k, self.temperatures)
+        parts = self.top.pack(rows)
         for i, temperature in enumerate(self.temperatures):
-            shares_NV = torch.softmax(logits_NV.cpu() / temperature, dim=-1)
-            drawn_NK = torch.multinomial(shares_NV, self.k, replacement=True, generator=generator)
-            packed = self._sets.encode(drawn_NK.sort(dim=-1).values.numpy())
-            parts[f"draws_{i}"] = torch.from_numpy(packed)
+            q_NV = torch.softmax(logits_NV / temperature, dim=-1).scatter(-1, rows.ids_NK, 0.0)
+            # a row without a tail draws from what is left at all, with no mass
+            floor_NV = torch.ones_like(q_NV).scatter(-1, rows.ids_NK, 0.0) * _FLOOR
+            drawn_NM = torch.multinomial(
+                q_NV + floor_NV, self.draws, replacement=True, generator=generator
+            ).sort(dim=-1)[0]
+            parts[f"draws_{i}"] = torch.from_numpy(self._sets.encode(drawn_NM.numpy()))
+            tail_N1 = q_NV.sum(-1, keepdim=True)
+            shares_NM = _hits(drawn_NM, drawn_NM) / self.draws  # of each draw's own token
+            missing_N = torch.xlogy(q_NV, q_NV).sum(-1)
+            missing_N -= (tail_N1 * (tail_N1 * shares_NM).clamp(min=_FLOOR).log()).mean(-1)
+            parts[f"offsets_{i}"] = missing_N.to(torch.float16)
         return parts
 
-    def decode(self, parts: Parts) -> TopKRows:
-        """All temperatures' draws share one set of columns, as the rows of a batch must."""
-        draws = [self._sets.decode(parts[f"draws_{i}"].numpy()) for i in range(len(parts))]
-        ids_NM = torch.from_numpy(np.concatenate(draws, axis=1))
-        width = min(ids_NM.shape[1], self.vocab_size - 1)
-        columns_NW = _distinct(ids_NM, width, self.vocab_size)
-        masses = {}
-        for temperature, drawn_NK in zip(self.temperatures, draws):
-            drawn_NK = torch.from_numpy(drawn_NK)
-            hits_NW = (columns_NW[:, :, None] == drawn_NK[:, None, :]).sum(-1)
-            shares = torch.log(hits_NW / self.k).clamp(min=_EMPTY)
-            tail = shares.new_full((len(shares), 1), _EMPTY)
-            masses[temperature] = torch.cat([shares, tail], dim=-1)
-        order = masses[1.0][:, :-1].argsort(dim=-1, descending=True, stable=True)
-        behind = torch.cat([order, torch.full_like(order[:, :1], width)], dim=-1)
-        masses = {t: values.gather(-1, behind) for t, values in masses.items()}
-        return TopKRows(columns_NW.gather(-1, order), masses)
+    def decode(self, parts: Parts) -> DrawnRows:
+        top = self.top.decode(parts)
+        each = [
+            torch.from_numpy(self._sets.decode(parts[f"draws_{i}"].numpy()))
+            for i in range(len(self.temperatures))
+        ]
+        drawn_NM = torch.cat(each, dim=-1)
+        width = min(drawn_NM.shape[1], self.top.vocab_size - self.top.k - 1)
+        columns_NW = _distinct(drawn_NM, top.ids_NK, width, self.top.vocab_size)
+        masses, offsets = {}, {}
+        for i, (temperature, drawn) in enumerate(zip(self.temperatures, each)):
+            stored = top.at(temperature)
+            share_NW = torch.log(_hits(columns_NW, drawn) / self.draws) + stored[:, -1:]
+            columns = [stored[:, :-1], share_NW, torch.full_like(stored[:, -1:], _EMPTY)]
+            masses[temperature] = torch.cat(columns, dim=-1).clamp(min=_EMPTY)
+            offsets[temperature] = parts[f"offsets_{i}"].float()
+        return DrawnRows(torch.cat([top.ids_NK, columns_NW], dim=-1), masses, offsets)
 
     def refusal(self, spec: LossSpec) -> str | None:
         for kind, loss in spec.by_kind.items():
@@ -212,7 +264,7 @@ class SampledCodec(Codec):
                     f"loss.{kind.label} asks for {loss.divergence}: mode topk gives every "
                     "divergence over its buckets, mode hidden every one exactly"
                 )
-        return _missing_temperature(spec, self.temperatures)
+        return self.top.refusal(spec)
 
 
 class HiddenCodec(Codec):
@@ -280,14 +332,20 @@ def _missing_temperature(spec: LossSpec, stored: Sequence[float]) -> str | None:
     return None
 
 
-def _distinct(ids_NM: Tensor, width: int, vocab_size: int) -> Tensor:
-    """Each row's distinct ids, then others that it lacks, int64 [N, width]."""
+def _hits(ids_NW: Tensor, drawn_NM: Tensor) -> Tensor:
+    """How often each of ``ids_NW`` is among a row's draws, shape [N, W]."""
+    return (ids_NW[:, :, None] == drawn_NM[:, None, :]).sum(-1)
+
+
+def _distinct(ids_NM: Tensor, others_NK: Tensor, width: int, vocab_size: int) -> Tensor:
+    """Each row's distinct ids, then ids that neither it nor ``others_NK`` has, [N, width]."""
+    n, m = ids_NM.shape
     ordered = ids_NM.sort(dim=-1).values
     repeated = torch.zeros_like(ordered, dtype=torch.bool)
     repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    spare = min(2 * ids_NM.shape[1], vocab_size)  # so many that enough of them are not drawn
-    taken = torch.zeros(len(ids_NM), spare + 1, dtype=torch.bool)
-    taken.scatter_(-1, ids_NM.clamp(max=spare), True)
-    candidates = torch.cat([ordered, torch.arange(spare).expand(len(ids_NM), spare)], dim=-1)
+    spare = min(2 * m + others_NK.shape[1], vocab_size)  # so many that enough of them are free
+    taken = torch.zeros(n, spare + 1, dtype=torch.bool)
+    taken.scatter_(-1, torch.cat([ids_NM, others_NK], dim=-1).clamp(max=spare), True)
+    candidates = torch.cat([ordered, torch.arange(spare).expand(n, spare)], dim=-1)
     useless = torch.cat([repeated, taken[:, :spare]], dim=-1)
     return candidates.gather(-1, useless.long().argsort(dim=-1, stable=True)[:, :width])

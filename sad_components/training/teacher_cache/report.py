@@ -19,7 +19,7 @@ from sad_components.loss.functional import DIVERGENCES
 from sad_components.loss.spec import LossSpec
 from sad_components.loss.teacher_rows import bucket_logits
 from sad_components.spans import SpanKind
-from sad_components.training.teacher_cache.codecs import HiddenCodec
+from sad_components.training.teacher_cache.codecs import DrawnRows, HiddenCodec
 from sad_components.training.teacher_cache.shards import ShardEntry
 from sad_components.training.teacher_cache.sources import LiveSource
 
@@ -135,6 +135,8 @@ def _measure(case: SpanLoss, student_NV: Tensor, exact_NV: Tensor, cached: TopKR
     exact_N = function(student_NV / t, exact_NV / t, **case.parameters)
     buckets = bucket_logits(student_NV / t, cached.ids_NK)
     cached_N = function(buckets, cached.at(t), **case.parameters)
+    if isinstance(cached, DrawnRows):
+        cached_N = cached_N + cached.offsets[t]
     (mine,) = torch.autograd.grad(exact_N.sum(), student_NV)
     (theirs,) = torch.autograd.grad(cached_N.sum(), student_NV)
     products = [(a * b).sum() for a, b in ((mine, mine), (theirs, theirs), (mine, theirs))]

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sad_components.loss import Head
@@ -84,7 +84,7 @@ def write_shard(
 ) -> ShardEntry:
     """Writes a shard and then its record; a process killed in between leaves no half of either."""
     target = root / path
-    write_aside(target, lambda aside: save_file(dict(arrays), aside))
+    write_aside(target, lambda aside: Path(aside).write_bytes(save(dict(arrays))))
     entry = ShardEntry(path, file_hash(target), rows)
     write_json(_record_path(root, path), asdict(entry))
     return entry
@@ -150,7 +150,7 @@ def write_head(root: Path, head: Head) -> None:
     """Stores a teacher's output head, whole."""
     tensors = {"weight": head.weight_VD} | ({} if head.bias_V is None else {"bias": head.bias_V})
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_aside(root / HEAD, lambda aside: save_file(plain, aside))
+    write_aside(root / HEAD, lambda aside: Path(aside).write_bytes(save(plain)))
 
 
 def write_manifest(root: Path, shards: list[ShardEntry], settings: Mapping[str, Any]) -> None:
