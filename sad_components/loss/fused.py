@@ -14,14 +14,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.distributed.tensor import DTensor, Partial
+from torch.autograd.function import once_differentiable
 
 from sad_components.loss.hidden import Head, HiddenRows
+from sad_components.loss.projection import Projection, gathered, product_dtype
 from sad_components.loss.spec import NUM_KINDS, LossSpec, SpanLoss
 from sad_components.loss.structured import LossOutput, StructuredKDLoss, check_shapes, kind_sums
 from sad_components.loss.teacher_rows import TopKRows
@@ -29,7 +30,7 @@ from sad_components.loss.tiles import METRICS, Workspace, dense_tile, top_k_tile
 
 _MIB = 2**20
 #: Logits of one chunk, student's and teacher's: larger is no faster, smaller re-reads the heads.
-_CHUNK_BYTES = {"cpu": 128 * _MIB}
+_CHUNK_BYTES = {"cpu": 192 * _MIB}
 _CHUNK_BYTES_ELSEWHERE = 512 * _MIB
 #: Logits of one tile: a few of them fit a shared cache; elsewhere a tile only bounds memory.
 _TILE_BYTES = {"cpu": 3 * _MIB}
@@ -70,7 +71,7 @@ class FusedStructuredKDLoss(StructuredKDLoss):
         return f"chunk_tokens=auto ({sizes['cpu']} MiB of logits on CPU, {sizes['cuda']} on CUDA)"
 
     def chunk_size(self, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
-        """Tokens whose logits exist at a time, of the student and the teacher.
+        """Tokens whose logits exist at a time: the student's, and the teacher's of half of them.
 
         Args:
             vocab_size: columns of the logits.
@@ -79,7 +80,8 @@ class FusedStructuredKDLoss(StructuredKDLoss):
         """
         if self.chunk_tokens is not None:
             return self.chunk_tokens
-        return max(1, chunk_bytes(device) // (2 * vocab_size * dtype.itemsize))
+        # The chunk's logits of the student, and half of it of the teacher.
+        return max(1, 2 * chunk_bytes(device) // (3 * vocab_size * dtype.itemsize))
 
     @torch.compiler.disable
     def from_hidden(
@@ -107,10 +109,10 @@ class FusedStructuredKDLoss(StructuredKDLoss):
         if order is not None:
             hidden_ND, kinds_N, targets_N = hidden_ND[order], kinds_N[order], targets_N[order]
             coefficients_N = coefficients_N[order]
-        head = _gathered(student.head)
+        head = gathered(student.head)
         work = _Work(
             head=head,
-            dtype=_compute_dtype(head.weight_VD),
+            dtype=product_dtype(head.weight_VD),
             teacher=_teacher_rows(teacher, order),
             targets_N=targets_N,
             coefficients_N=coefficients_N,
@@ -150,16 +152,14 @@ class _Work:
     def chunks(self) -> Iterator[tuple[SpanLoss, slice]]:
         """Rows of one way of learning, at most ``chunk`` at a time, nearly equal in number."""
         for spec, start, stop in self.segments:
-            parts = -(-(stop - start) // self.chunk)
-            for i in range(parts):
-                first, last = ((stop - start) * j // parts + start for j in (i, i + 1))
-                yield spec, slice(first, last)
+            for rows in _split(slice(start, stop), self.chunk):
+                yield spec, rows
 
 
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, work: _Work
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, work: _Work
     ) -> tuple[Tensor, Tensor]:
         wants = [work.wants_gradient and need for need in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden_ND.device.type, enabled=False):
@@ -173,7 +173,7 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         unit, *gradients = ctx.saved_tensors
         factor = upstream * unit
         if factor.device.type == "cpu" and factor == 1:
@@ -197,21 +197,23 @@ class _ChunkLoop:
     ) -> None:
         self.work, self.wants_hidden, self.wants_weight, self.wants_bias = work, *wants
         self.hidden_ND, self.weight_VD, self.bias_V = hidden_ND, weight_VD, bias_V
-        self.student = _Projection(hidden_ND, replace(work.head, weight_VD=weight_VD), work.dtype)
+        self.student = Projection(hidden_ND, replace(work.head, weight_VD=weight_VD), work.dtype)
         self.teacher = None
         if isinstance(work.teacher, HiddenRows):
-            dtype = _compute_dtype(work.teacher.head.weight_VD)
-            self.teacher = _Projection(work.teacher.hidden_ND, work.teacher.head, dtype)
+            dtype = product_dtype(work.teacher.head.weight_VD)
+            self.teacher = Projection(work.teacher.hidden_ND, work.teacher.head, dtype)
         n, v = hidden_ND.shape[0], weight_VD.shape[0]
         device, self.wide = hidden_ND.device, torch.promote_types(work.dtype, torch.float32)
-        chunk = max((rows.stop - rows.start for _, rows in work.chunks()), default=0)
+        largest_rows = max((rows for _, rows in work.chunks()), key=_length, default=slice(0, 0))
+        chunk = _length(largest_rows)
         tile = max(1, tile_bytes(device) // (v * self.wide.itemsize))
         self.workspace = Workspace(min(tile, chunk), v, self.wide, device)
         self.student.reserve(chunk)
         if self.teacher is not None:
-            self.teacher.reserve(chunk)
+            self.teacher.reserve(self._part(largest_rows))
         # Low precision: the largest coefficient is taken out, and put back in the backward pass.
-        low = self.wide not in (work.dtype, weight_VD.dtype) or hidden_ND.dtype.itemsize < 4
+        dtypes = (work.dtype, weight_VD.dtype, hidden_ND.dtype)
+        low = any(dtype.itemsize < 4 for dtype in dtypes)
         largest = work.coefficients_N.abs().amax() if low and n else None
         one = torch.ones((), dtype=torch.float64, device=device)
         self.unit = one if largest is None else torch.where(largest > 0, largest, one)
@@ -226,27 +228,47 @@ class _ChunkLoop:
         """One chunk: projects, reduces, and adds its share to the gradients."""
         wants = self.wants_hidden or self.wants_weight or self.wants_bias
         logits_CV = self.student.logits(rows)
-        teacher_CV = None if self.teacher is None else self.teacher.logits(rows)
-        for first in range(0, len(logits_CV), self.workspace.rows):
-            tile = slice(first, min(first + self.workspace.rows, len(logits_CV)))
-            place = slice(rows.start + tile.start, rows.start + tile.stop)
-            student_nV = self.workspace.load("student", logits_CV[tile], self.work.head)
-            targets_n = self.work.targets_N[place]
-            if isinstance(self.work.teacher, TopKRows):
-                cached = self.work.teacher[place]
-                result = top_k_tile(spec, student_nV, cached, targets_n, self.workspace, wants)
-            else:
+        for part in _split(rows, self._part(rows)):
+            teacher_CV = None if self.teacher is None else self.teacher.logits(part)
+            for tile in _split(part, self.workspace.rows):
+                student_nV = logits_CV[tile.start - rows.start : tile.stop - rows.start]
                 teacher_nV = None
-                if teacher_CV is not None and self.teacher is not None:
-                    teacher_nV = self.workspace.load("teacher", teacher_CV[tile], self.teacher.head)
-                result = dense_tile(spec, student_nV, teacher_nV, targets_n, self.workspace, wants)
-            self.values_N[place] = result.value_n
-            for i, name in enumerate(self.work.metrics):
-                self.metrics_MN[i, place] = result.metrics[name]
-            if wants:
-                self.workspace.store_gradient(student_nV, logits_CV[tile], self.work.head)
+                if teacher_CV is not None:
+                    teacher_nV = teacher_CV[tile.start - part.start : tile.stop - part.start]
+                self._reduce(spec, tile, student_nV, teacher_nV, wants)
         if wants:
             self._accumulate(rows, logits_CV)
+
+    def _part(self, rows: slice) -> int:
+        """Rows of a chunk whose teacher logits exist at a time: half of them.
+
+        The student's are needed together, for the gradients; the teacher's are not.
+        """
+        return max(1, -(-_length(rows) // 2))
+
+    def _reduce(
+        self,
+        spec: SpanLoss,
+        rows: slice,
+        projected_nV: Tensor,
+        teacher_nV: Tensor | None,
+        wants: bool,
+    ) -> None:
+        """One tile: its values and metrics; ``projected_nV`` becomes its gradient."""
+        head, space, teacher = self.work.head, self.workspace, self.work.teacher
+        student_nV = space.load("student", projected_nV, head)
+        targets_n = self.work.targets_N[rows]
+        if isinstance(teacher, TopKRows):
+            result = top_k_tile(spec, student_nV, teacher[rows], targets_n, space, wants)
+        else:
+            if teacher is not None and teacher_nV is not None:
+                teacher_nV = space.load("teacher", teacher_nV, teacher.head)
+            result = dense_tile(spec, student_nV, teacher_nV, targets_n, space, wants)
+        self.values_N[rows] = result.value_n
+        for i, name in enumerate(self.work.metrics):
+            self.metrics_MN[i, rows] = result.metrics[name]
+        if wants:
+            space.store_gradient(student_nV, projected_nV, head)
 
     def _accumulate(self, rows: slice, gradient_CV: Tensor) -> None:
         """``gradient_CV``: of the loss with respect to the projection, without coefficients."""
@@ -287,33 +309,15 @@ class _ChunkLoop:
         return self.grad_hidden, weight, bias
 
 
-class _Projection:
-    """A head in the dtype that its products run in, with one buffer for a chunk of logits."""
+def _length(rows: slice) -> int:
+    return rows.stop - rows.start
 
-    def __init__(self, hidden_ND: Tensor, head: Head, dtype: torch.dtype) -> None:
-        self.head, self._hidden_ND = head, hidden_ND.detach()
-        self.weight_VD = head.weight_VD.detach().to(dtype)
-        self._bias_V = None if head.bias_V is None else head.bias_V.detach().to(dtype)
-        self._buffer_CV: Tensor | None = None
 
-    def reserve(self, chunk: int) -> None:
-        """Makes the buffer, for chunks of at most this many tokens."""
-        self._buffer_CV = self.weight_VD.new_empty(chunk, self.weight_VD.shape[0])
-
-    def rows(self, rows: slice) -> Tensor:
-        """Hidden states [C, D] in the dtype of the products."""
-        return self._hidden_ND[rows].to(self.weight_VD.dtype)
-
-    def logits(self, rows: slice) -> Tensor:
-        """``scale * (hidden @ weight.T + bias)`` before any soft-cap, shape [C, V]; a buffer."""
-        assert self._buffer_CV is not None
-        out, scale = self._buffer_CV[: rows.stop - rows.start], self.head.scale
-        hidden_CD, weight_DV = self.rows(rows), self.weight_VD.t()
-        if self._bias_V is None:
-            torch.mm(hidden_CD if scale == 1.0 else hidden_CD * scale, weight_DV, out=out)
-        else:
-            torch.addmm(self._bias_V, hidden_CD, weight_DV, beta=scale, alpha=scale, out=out)
-        return out
+def _split(rows: slice, largest: int) -> Iterator[slice]:
+    """Stretches of at most ``largest`` rows, nearly equal in number."""
+    parts = -(-_length(rows) // largest)
+    edges = [rows.start + _length(rows) * i // max(parts, 1) for i in range(parts + 1)]
+    return (slice(*edge) for edge in pairwise(edges))
 
 
 def _segments(
@@ -353,18 +357,6 @@ def _way(loss: SpanLoss) -> SpanLoss:
     return replace(loss, weight=1.0 if loss.weight > 0 else 0.0, **unread)
 
 
-def _gathered(head: Head) -> Head:
-    """A sharded head whole; each rank's gradient is a part of the sum."""
-    if not isinstance(head.weight_VD, DTensor):
-        return head
-    whole = {
-        name: part.full_tensor(grad_placements=[Partial()] * part.device_mesh.ndim)
-        for name, part in (("weight_VD", head.weight_VD), ("bias_V", head.bias_V))
-        if isinstance(part, DTensor)
-    }
-    return replace(head, **whole)
-
-
 def _teacher_rows(
     teacher: HiddenRows | TopKRows | None, order: Tensor | None
 ) -> HiddenRows | TopKRows | None:
@@ -373,22 +365,8 @@ def _teacher_rows(
     if teacher is None:
         return None
     hidden_ND = teacher.hidden_ND.detach()
-    head = _gathered(teacher.head)
+    head = gathered(teacher.head)
     return HiddenRows(hidden_ND if order is None else hidden_ND[order], head)
-
-
-def _compute_dtype(weight_VD: Tensor) -> torch.dtype:
-    """The dtype of a head's products: its own, or autocast's; fp32 on a CPU slow at 16 bits."""
-    device, dtype = weight_VD.device.type, weight_VD.dtype
-    if dtype == torch.float32 and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    if device == "cpu" and dtype.itemsize == 2 and not _cpu_multiplies_bf16():
-        return torch.float32
-    return dtype
-
-
-def _cpu_multiplies_bf16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def chunk_bytes(device: torch.device) -> int:

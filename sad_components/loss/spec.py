@@ -165,7 +165,7 @@ class LossSpec:
             counts: tokens per kind over the whole optimizer step, all ranks, shape [K].
         """
         scale = torch.zeros(NUM_KINDS, dtype=torch.float64, device=counts.device)
-        pooled = sum(counts[kind] for kind in self.by_kind)
+        pooled = torch.stack([counts[kind] for kind in self.by_kind]).sum()
         for kind, spec in self.by_kind.items():
             denominator = pooled if self.normalize == "pooled" else counts[kind]
             scale[kind] = spec.weight / denominator.clamp(min=1)

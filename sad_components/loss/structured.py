@@ -222,16 +222,23 @@ def span_sums(
         "count": torch.ones_like(targets_N, dtype=torch.float64),
     }
     if teacher_NV is not None:
-        cached = isinstance(teacher_NV, TopKRows)
-        first_N1 = teacher_NV.ids_NK[:, :1] if cached else teacher_NV.argmax(-1, keepdim=True)
-        agree_N1 = student_NV.gather(-1, first_N1) >= student_NV.amax(-1, keepdim=True)
-        per_token["agree"] = agree_N1.squeeze(-1).double()
-        if not cached or 1.0 in teacher_NV.log_masses:
+        per_token["agree"] = _agrees(student_NV, teacher_NV)
+        if not isinstance(teacher_NV, TopKRows) or 1.0 in teacher_NV.log_masses:
             student, teacher = _compared(student_NV, teacher_NV, 1.0)
             per_token["kl"] = forward_kl(student, teacher)
             per_token["entropy"] = entropy(teacher)
     kinds = kinds_N[chosen_N].long()
     return {name: kind_sums(value[chosen_N], kinds) for name, value in per_token.items()}
+
+
+def _agrees(student_NV: Tensor, teacher_NV: Tensor | TopKRows) -> Tensor:
+    """1 where no token is likelier to the student than the teacher's first choice, shape [N]."""
+    if isinstance(teacher_NV, TopKRows):
+        first_N1 = teacher_NV.ids_NK[:, :1]
+    else:
+        first_N1 = teacher_NV.argmax(-1, keepdim=True)
+    chosen_N1 = student_NV.gather(-1, first_N1)
+    return (chosen_N1 >= student_NV.amax(-1, keepdim=True)).squeeze(-1).double()
 
 
 def kind_sums(values_N: Tensor, kinds_N: Tensor) -> Tensor:

@@ -24,9 +24,11 @@ METRICS = ("ce", "kl", "entropy", "agree")
 
 @dataclass
 class TileResult:
-    """Args:
-    value_n: ``T^2 D + ce CE`` per token.
-    metrics: per token, by the names in ``METRICS``; without a teacher only ``ce``.
+    """What a tile gives back, beside the gradient in the place of its logits.
+
+    Args:
+        value_n: ``T^2 D + ce CE`` per token.
+        metrics: per token, by the names in ``METRICS``; without a teacher only ``ce``.
     """
 
     value_n: Tensor
@@ -47,19 +49,21 @@ class Workspace:
         self, rows: int, vocab_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.rows = max(1, rows)
-        self._options = {"size": (self.rows, vocab_size), "dtype": dtype, "device": device}
+        self._vocab_size, self._dtype, self._device = vocab_size, dtype, device
         self._buffers: dict[str, Tensor] = {}
 
     def buffer(self, name: str, like: Tensor) -> Tensor:
         """The buffer of this name, cut to the rows of ``like``."""
         if name not in self._buffers:
-            self._buffers[name] = torch.empty(**self._options)
+            self._buffers[name] = torch.empty(
+                self.rows, self._vocab_size, dtype=self._dtype, device=self._device
+            )
         return self._buffers[name][: len(like)]
 
     def load(self, name: str, projected_nV: Tensor, head: Head) -> Tensor:
         """Logits in wide precision, soft-capped: the projection itself where that is wide."""
         logits_nV = projected_nV
-        if projected_nV.dtype != self._options["dtype"]:
+        if projected_nV.dtype != self._dtype:
             logits_nV = self.buffer(name, projected_nV).copy_(projected_nV)
         if head.softcap is not None:
             tanh_nV = logits_nV.div_(head.softcap).tanh_()
@@ -97,7 +101,8 @@ def dense_tile(
     compares = spec.divergence is not None and teacher_nV is not None
     warm = compares and spec.temperature != 1.0
     log_p = space.buffer("log_p", student_nV).copy_(student_nV) if warm else student_nV
-    pair, metrics = None, {}
+    pair: Pair | None = None
+    metrics: dict[str, Tensor] = {}
     if teacher_nV is None:
         p = _normalise_(log_p, log_p.amax(-1, keepdim=True), space.buffer("p", log_p))
     else:
@@ -135,8 +140,8 @@ def _at_temperature(
 ) -> Pair:
     assert teacher_nV is not None
     log_p, log_q = student_nV.div_(temperature), teacher_nV.div_(temperature)
-    peaks = (x.amax(-1, keepdim=True) for x in (log_p, log_q))
-    return _pair(log_p, log_q, *peaks, space, "_warm")[0]
+    peak_p, peak_q = log_p.amax(-1, keepdim=True), log_q.amax(-1, keepdim=True)
+    return _pair(log_p, log_q, peak_p, peak_q, space, "_warm")[0]
 
 
 def _pair(

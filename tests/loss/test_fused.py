@@ -18,6 +18,7 @@ from sad_components.loss import (
     StructuredKDLoss,
     TopKRows,
     fused,
+    projection,
 )
 from sad_components.loss.functional import DIVERGENCES
 
@@ -321,7 +322,7 @@ def test_autocast(name):
 
 def test_products_in_bf16(monkeypatch):
     """Where 16-bit products are fast they are used, and summed in fp32."""
-    monkeypatch.setattr(fused, "_cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr(projection, "_cpu_multiplies_bf16", lambda: True)
     case = Case.make(dtype=torch.bfloat16, bias=True, softcap=10.0)
     assert_equal(case, {"reason": {"temperature": 2.0}, "act": {"ce": 0.1}}, 10)
 
@@ -348,7 +349,7 @@ def test_the_chunk_is_stated_and_bounded_by_memory():
     assert "MiB of logits on CPU" in repr(FusedStructuredKDLoss())
     loss, cpu = FusedStructuredKDLoss(), torch.device("cpu")
     chunk = loss.chunk_size(128256, torch.float32, cpu)
-    assert chunk * 2 * 128256 * 4 <= fused.chunk_bytes(cpu)
+    assert chunk * 1.5 * 128256 * 4 <= fused.chunk_bytes(cpu)
     assert loss.chunk_size(10**12, torch.float32, cpu) == 1
 
 
