@@ -66,9 +66,8 @@ def play(args: argparse.Namespace, batch_size: int) -> tuple[list[Episode], floa
         {"style": "plain"},
         max_new_tokens=args.tokens,
     )
-    name = {"scripted": f"{__name__}.CountingRoom"}.get(args.env, args.env)
-    if __name__ == "__main__" and args.env == "scripted":
-        name = "bench_rollout.CountingRoom"
+    # run as a script, this folder is the first place where modules are looked for
+    name = "bench_rollout.CountingRoom" if args.env == "scripted" else args.env
     with EnvironmentPool(name, {"max_steps": args.steps}, slots=batch_size) as pool:
         jobs = [Job(task) for task in pool.env.tasks(args.episodes)]
         started = time.perf_counter()

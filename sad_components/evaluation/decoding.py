@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class CachedDecoder:
         self._head = head_of(model, vocab_size)
         self._device = self._head.weight_VD.device
         self._model = model.eval()
-        attention = [getattr(layer, "attn", None) for layer in model.layers]
+        attention: list[Any] = [getattr(layer, "attn", None) for layer in model.layers]
         if not all(hasattr(a, "kv_cache") for a in attention):
             raise ValueError(
                 "a decoder with a cache needs torchtune's MultiHeadAttention in every layer; got "
@@ -172,7 +172,7 @@ class CachedDecoder:
                 self._rows.move_to_end(session)
         for session in sessions:
             if session not in self._rows:
-                oldest = next(iter(self._rows), None)
+                oldest = next(iter(self._rows), session)
                 if len(self._rows) < len(sessions) or oldest in sessions:
                     row = len(self._rows)
                     self._read.append([])

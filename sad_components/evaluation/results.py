@@ -32,8 +32,8 @@ def format_results(results: Mapping[str, Any]) -> str:
     if types not in ([], ["all"]):
         lines += ["", f"{'success by task type':<32}" + "".join(f"  {n:>14}" for n in policies)]
         for task_type in types:
-            cells = (_share(row["by_task_type"].get(task_type)) for row in policies.values())
-            lines.append(f"{task_type:<32}" + "".join(f"  {cell:>14}" for cell in cells))
+            shares = (_share(row["by_task_type"].get(task_type)) for row in policies.values())
+            lines.append(f"{task_type:<32}" + "".join(f"  {share:>14}" for share in shares))
     for c in results["comparisons"]:
         difference = c["success_difference"]
         lines.append(

@@ -154,24 +154,23 @@ class _Rollout:
 
     def _open(self, slot: int, number: int, job: Job, result: Started | Failure) -> _Live:
         env = self._pool.env
-        failed = isinstance(result, Failure)
-        first = Message("user", "") if failed else result.first_message
+        told = Started(Message("user", ""), "", {}) if isinstance(result, Failure) else result
         parts = [env.name, job.task, env.variant, f"s{job.seed}" if job.seed else ""]
         trajectory = Trajectory(
-            [first],
+            [told.first_message],
             id="-".join(part for part in parts if part),
             env=env.name,
-            task=None if failed else result.sentence or None,
+            task=told.sentence or None,
             success=False,
             score=0.0,
             teacher=self._policy.name,
             format=env.format,
-            meta={} if failed else dict(result.about),
+            meta=dict(told.about),
         )
         rng = random.Random(f"{self._seed}:{job.task}:{job.seed}")
         view = EpisodeView(slot, job.task, env.format, trajectory.messages, rng)
         live = _Live(number, Episode(trajectory, job), view)
-        if failed:
+        if isinstance(result, Failure):
             live.fail(result.kind, result.why)
         return live
 

@@ -7,7 +7,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -152,7 +152,12 @@ def _policy(args: argparse.Namespace) -> Policy:
             constrain=args.constrain,
             name=args.model,
         )
-    return {"expert": ExpertPolicy, "random": RandomPolicy, "human": HumanPolicy}[args.policy]()
+    known: dict[str, Callable[[], Policy]] = {
+        "expert": ExpertPolicy,
+        "random": RandomPolicy,
+        "human": HumanPolicy,
+    }
+    return known[args.policy]()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -172,3 +172,23 @@ def test_run_from_the_command_line(tmp_path):
     expert = results["policies"]["expert"]
     assert expert["success"]["won"] == 6
     assert len(expert["by_task_type"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "won"),
+    [
+        ("hotpotqa/evaluate_gold", "gold", 12),
+        ("webshop/evaluate_gold", "gold", 10),
+        ("tiny/evaluate_agent", "gold", 2),
+    ],
+)
+def test_shipped_configs_give_what_they_say(recipe_class, tmp_path, name, policy, won):
+    cfg = OmegaConf.load(CONFIGS / f"{name}.yaml")
+    cfg.output_dir = str(tmp_path / "run")
+    got = evaluate(recipe_class, cfg)["policies"]
+    assert got[policy]["success"]["won"] == got[policy]["success"]["episodes"] == won
+    if "tiny" in got:
+        assert got["tiny"]["heldout"]["steps"] > 10
+        assert got["tiny"]["agent_tokens"] == 2 * 3 * 16
+    else:
+        assert got["random"]["success"]["won"] < won

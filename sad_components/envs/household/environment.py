@@ -64,7 +64,8 @@ class HouseholdEnvironment(Environment):
         """``count`` games of the split, in order, beginning with number ``seed``."""
         if count is None:
             raise NoSuchTask("household games have no end: say how many tasks you want")
-        found, number = [], seed
+        found: list[str] = []
+        number = seed
         while len(found) < count and number < GAMES_PER_SPLIT:
             if TASK_TYPES[number % len(TASK_TYPES)] in self._task_types:
                 found.append(f"{self.split}-{number:05d}")

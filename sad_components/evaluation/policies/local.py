@@ -64,7 +64,7 @@ class ModelPolicy:
 
     def _ask(self, view: EpisodeView, prompt: TurnPrompt) -> Prompt:
         reader, tokenizer = TurnReader(view.format), self.generator.tokenizer
-        stops = {tokenizer.special.get(prompt.stop), tokenizer.eos_id} - {None}
+        stops = {tokenizer.special.get(prompt.stop), tokenizer.eos_id}
         by_text = "" if prompt.stop in tokenizer.special else prompt.stop
         choices = None
         if view.admissible is not None:
@@ -74,7 +74,7 @@ class ModelPolicy:
             prompt.token_ids,
             view.rng,
             lambda text: reader.end(text, by_text),
-            frozenset(stops),
+            frozenset(token for token in stops if token is not None),
             choices,
         )
 

@@ -1,0 +1,89 @@
+"""The generated games behind the protocol: known scores, the expert's records, two at a time."""
+
+import importlib.util
+import random
+
+import pytest
+
+from sad_components.envs import NoSuchTask, make_environment
+from sad_components.envs.household import TASK_TYPES, play_episode, sample_game
+from sad_components.envs.household.engine import HouseholdEnv
+from sad_components.evaluation.policies import ExpertPolicy, RandomPolicy, ScriptedPolicy
+from sad_components.evaluation.pool import EnvironmentPool
+from sad_components.evaluation.rollout import Job, rollout
+
+INSTALLED = all(importlib.util.find_spec(name) for name in ("alfworld", "textworld"))
+needs_engine = pytest.mark.skipif(not INSTALLED, reason="household extra not installed")
+
+
+def play(policy, slots=3, count=6, **options):
+    with EnvironmentPool("household", options, slots) as pool:
+        return list(rollout(policy, pool, [Job(t) for t in pool.env.tasks(count)]))
+
+
+@needs_engine
+def test_expert_wins_and_random_gets_its_own():
+    expert = play(ExpertPolicy())
+    assert all(e.won for e in expert)
+    assert [e.trajectory.meta["task_type"] for e in expert] == list(TASK_TYPES)
+    chance = play(RandomPolicy(), count=3, max_steps=8)
+    assert not any(e.won for e in chance)
+    assert all(e.invalid_actions == 0 for e in chance)
+    # a script with a known score: what the expert did in every game but the first
+    script = {e.job.task: e.actions for e in expert[1:]}
+    replayed = play(ScriptedPolicy(script), max_steps=20)
+    assert [e.won for e in replayed] == [False, True, True, True, True, True]
+    assert replayed[0].parse_failures == 20
+
+
+@needs_engine
+@pytest.mark.parametrize("style", ["dense", "sparse"])
+def test_records_are_those_of_the_expert_alone(style):
+    options = {"style": style, "wrong_turn_share": 1.0}
+    episodes = play(ExpertPolicy("household-expert"), slots=4, count=4, **options)
+    engine = HouseholdEnv()
+    for seed, episode in enumerate(episodes):
+        alone = play_episode(engine, sample_game(seed, "heldout"), style, 1.0)
+        assert episode.trajectory.to_dict() == alone.to_dict()
+
+
+@needs_engine
+def test_the_expert_takes_over_a_strangers_episode():
+    env = make_environment("household")
+    rng = random.Random(0)
+    env.reset("heldout-00003")
+    for _ in range(6):
+        env.step(rng.choice([*env.admissible(), "dance"]))
+    done = False
+    while not done:
+        _, reward, done, _ = env.step(env.expert_turn().text.split("Action: ")[1])
+    assert reward == 1.0
+
+
+@needs_engine
+def test_tasks():
+    env = make_environment("household", split="train", task_types=list(TASK_TYPES[1:3]))
+    assert env.tasks(4, seed=1) == ["train-00001", "train-00002", "train-00007", "train-00008"]
+    with pytest.raises(NoSuchTask, match="say how many"):
+        env.tasks()
+    with pytest.raises(NoSuchTask, match="'train-n' or 'heldout-n'; got 'test-1'"):
+        env.reset("test-1")
+    env.reset("heldout-00002")
+    assert env.task_sentence == "clean some fork and put it in countertop"
+    assert env.describe()["task_type"] == TASK_TYPES[2]
+
+
+@needs_engine
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, "one of train, heldout; got 'test'"),
+        ({"style": "loud"}, "one of dense, sparse; got 'loud'"),
+        ({"task_types": ["cook"]}, r"non-empty list of .*; got \['cook'\]"),
+        ({"task_types": []}, "non-empty list"),
+        ({"wrong_turn_share": 2}, r"probability in \[0, 1\]; got 2"),
+    ],
+)
+def test_options_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_environment("household", **options)
