@@ -215,7 +215,7 @@ def test_top_k_gradient_is_near_the_live_one(tmp_path):
     source = write(tmp_path, "topk", temperatures=(1.0, 2.0))
     kind = {"temperature": 2.0}
     loss = StructuredKDLoss(reason=kind, act={}, branch="own")
-    student = stop_at_hidden(model(1, layers=1))
+    student = stop_at_hidden(model(2, layers=1))
     live, cached = (learn(t, student, loss) for t in (source.teacher, CachedTeacher(tmp_path)))
     assert cached[0] == pytest.approx(live[0], rel=0.02)
     assert cosine(cached[1], live[1]) > 0.999
@@ -431,7 +431,7 @@ def test_entropy_is_the_teachers_own(tmp_path):
 
 def test_report_compares_with_the_exact_divergence_and_warns_of_low_entropy(tmp_path):
     source = source_of("topk", temperatures=(1.0, 2.0))
-    student = stop_at_hidden(model(1, layers=1))
+    student = stop_at_hidden(model(2, layers=1))
     found = report.compare(source, student, head_of(student), ROWS[:3])
     assert {(r["divergence"], r["temperature"]) for r in found} >= {("jsd", 2.0), ("tvd", 1.0)}
     for record in found:
