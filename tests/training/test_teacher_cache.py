@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -381,6 +383,45 @@ def test_ranks_write_what_one_process_writes(tmp_path):
     for w in reversed(writers):
         w.finish()
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_ten_kills_at_random_moments_leave_the_same_cache(tmp_path):
+    rows, rng = make_rows(90, seed=3), np.random.default_rng(1)
+    write_rows(tmp_path / "whole", rows)
+    seen = []
+    while len(seen) < 10:
+        child = os.fork()
+        if child == 0:
+            try:
+                write_rows(tmp_path / "killed", rows, slow=True)
+            finally:
+                os._exit(0)
+        wait_for_a_shard_more(tmp_path / "killed", than=seen[-1] if seen else 0)
+        time.sleep(float(rng.uniform(0.0, 0.02)))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "the child was done before it was killed"
+        seen.append(len(list((tmp_path / "killed").rglob("*.safetensors"))))
+    assert seen == sorted(seen)  # what was finished stayed
+    write_rows(tmp_path / "killed", rows)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def wait_for_a_shard_more(root, than: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(root.rglob("*.safetensors"))) <= than:
+        assert time.monotonic() < deadline, "no shard was written in a minute"
+        time.sleep(0.001)
+
+
+def write_rows(root, rows, slow: bool = False) -> None:
+    source = source_of("sampled")
+    if slow:
+        encode = source.encode
+        source.encode = lambda part: (time.sleep(0.02), encode(part))[1]
+    writer = writer_of(root, source, rows)
+    writer.write()
+    writer.finish()
 
 
 def test_an_unfinished_cache_is_not_used(tmp_path):
