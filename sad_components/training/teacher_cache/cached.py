@@ -82,6 +82,7 @@ class CachedTeacher(Teacher):
         self._places = self._index()
         self.codec = make_codec(self.settings["codec"])
         self._head = self._load_head() if isinstance(self.codec, HiddenCodec) else None
+        self.kl_note = _kl_note(self.settings["codec"])
         self.vocab_size: int = self.settings["vocab_size"]
         self.cut_vocab(self.vocab_size)
         self._kinds = [int(SpanKind.parse(k)) for k in self.settings["spans"]["supervise"]]
@@ -90,16 +91,6 @@ class CachedTeacher(Teacher):
         self._ahead: OrderedDict[str, Future] = OrderedDict()
         self._prefetch_rows = prefetch_rows
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="teacher-cache")
-
-    @property
-    def kl_note(self) -> str | None:
-        mode = self.codec.mode
-        if mode == "hidden":
-            return None
-        if mode == "topk":
-            return f"taken over {self.settings['codec']['k'] + 1} buckets of a cached teacher"
-        draws = self.settings["codec"]["draws"]
-        return f"taken with {draws} draws for the tail of a cached teacher: KL is too high"
 
     def _sha256(self, file: str) -> str:
         known = self._manifest["sha256"].get(file)
@@ -251,6 +242,15 @@ class CachedTeacher(Teacher):
             t: torch.cat([p.log_masses[t] for p in top]).to(device) for t in top[0].log_masses
         }
         return TopKRows(torch.cat([p.ids_NK for p in top]).to(device), masses)
+
+
+def _kl_note(codec: dict[str, Any]) -> str | None:
+    if codec["mode"] == "topk":
+        return f"taken over {codec['k'] + 1} buckets of a cached teacher"
+    if codec["mode"] == "sampled":
+        draws = codec["draws"]
+        return f"taken with {draws} draws for the tail of a cached teacher: KL is too high"
+    return None
 
 
 def _select(rows: HiddenRows | TopKRows, index: Tensor) -> HiddenRows | TopKRows:

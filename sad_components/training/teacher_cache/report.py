@@ -130,7 +130,7 @@ def _pieces(source: LiveSource, student: nn.Module, head: Head, row: TokenizedTr
 
 def _measure(case: SpanLoss, student_NV: Tensor, exact_NV: Tensor, cached: TopKRows) -> Tensor:
     """Sums over tokens: exact, cached, and the gradients' products (exact^2, cached^2, both)."""
-    function, t = DIVERGENCES[case.divergence][0], case.temperature
+    function, t = DIVERGENCES[str(case.divergence)][0], case.temperature
     student_NV = student_NV.detach().requires_grad_()
     exact_N = function(student_NV / t, exact_NV / t, **case.parameters)
     buckets = bucket_logits(student_NV / t, cached.ids_NK)

@@ -57,7 +57,7 @@ class Source(Protocol):
 
 def supervision(kinds: Iterable[SpanKind]) -> LossSpec:
     """A loss that reads the tokens of these kinds: what a cache covers."""
-    losses = {SpanKind(kind).label: SpanLoss() for kind in kinds}
+    losses: dict[str, Any] = {SpanKind(kind).label: SpanLoss() for kind in kinds}
     return LossSpec(**losses, branch="own")
 
 
