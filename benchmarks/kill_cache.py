@@ -63,7 +63,9 @@ def check(kills: int, config: str, overrides: list[str], seed: int, root: Path) 
         else:
             found.append(left)
     for target in (folder, whole):
-        subprocess.run(command(target, config, overrides), check=True, capture_output=True)
+        done = subprocess.run(command(target, config, overrides), capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"the recipe failed: {done.stderr[-2000:]}")
     mine, expected = contents(folder), contents(whole)
     differing = sorted(n for n in mine.keys() | expected.keys() if mine.get(n) != expected.get(n))
     if differing:

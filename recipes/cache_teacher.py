@@ -66,6 +66,9 @@ class CacheTeacherRecipe:
         training.set_seed(seed=cfg.get("seed", 0))
         self.rank, self.world = distributed.start(self.device)
         self.root = Path(cfg.output_dir)
+        # `student=null` on the command line leaves torchtune's {_component_: null}
+        has_student = bool(cfg.get("student") and cfg.student.get("_component_"))
+        self.report_rows = cfg.get("report_rows", 4) if has_student else 0
         self.cfg = cfg
 
     def setup(self, cfg: DictConfig) -> None:
@@ -165,13 +168,13 @@ class CacheTeacherRecipe:
 
     def _bias(self) -> list[dict[str, Any]]:
         """Cached against exact divergences, with the student's first weights, on a few rows."""
-        if self.cfg.get("student") is None or isinstance(self.source, ServerSource):
+        if not self.report_rows or isinstance(self.source, ServerSource):
             return []
         with training.set_default_dtype(self.dtype), self.device:
             student = stop_at_hidden(build(self.cfg.student, "student")).eval()
         size = self.tokenizer.vocab_size
         shared_vocab_size(vocab_size_of(student), None, size)
-        sample = next(iter(self.datasets.values()))[: self.cfg.get("report_rows", 4)]
+        sample = next(iter(self.datasets.values()))[: self.report_rows]
         return report.compare(self.source, student, head_of(student, size), sample)
 
     def _remarks(self) -> list[str]:
@@ -184,7 +187,7 @@ class CacheTeacherRecipe:
                 "draws: in training the loss lies above these values by a constant of the "
                 "student; the gradient is right on average over tokens and draws"
             ]
-        return [] if self.cfg.get("student") else ["bias: not measured (no student in the config)"]
+        return [] if self.report_rows else ["bias: not measured (no student, or no report_rows)"]
 
     def say(self, *lines: str) -> None:
         """Prints on the main rank, past the progress bar."""
