@@ -243,6 +243,14 @@ def test_draws_give_the_forward_kl_and_its_gradient_on_average():
     assert np.mean(values) == pytest.approx(float(forward_kl(student, logits)), rel=0.02)
 
 
+def test_draws_keep_their_offsets_on_the_way_to_the_loss(tmp_path):
+    source = write(tmp_path, "sampled")
+    batch = collate(ROWS, 0, AGENT)
+    rows = CachedTeacher(tmp_path).rows(batch, AGENT.supervised(batch.span_ids_BS))
+    expected = torch.cat([e.parts["offsets_0"] for e in source.encode(ROWS)])
+    assert torch.equal(rows.offsets[1.0], expected.float())
+
+
 def test_draws_do_not_depend_on_the_order_of_rows():
     source = source_of("sampled", temperatures=(1.0, 2.0))
     forward, backward = source.encode(ROWS), source.encode(ROWS[::-1])[::-1]

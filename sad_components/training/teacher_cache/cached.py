@@ -22,7 +22,7 @@ from sad_components.data.transform import TokenizedTrajectory
 from sad_components.loss import Head, HiddenRows, LossSpec, TopKRows
 from sad_components.spans import SpanKind
 from sad_components.training.teacher_cache import shards
-from sad_components.training.teacher_cache.codecs import HiddenCodec, make_codec
+from sad_components.training.teacher_cache.codecs import DrawnRows, HiddenCodec, make_codec
 from sad_components.training.teacher_cache.errors import CacheError
 from sad_components.training.teacher_cache.fingerprint import (
     check_parts,
@@ -238,10 +238,18 @@ class CachedTeacher(Teacher):
             hidden = [p.hidden_ND for p in pieces if isinstance(p, HiddenRows)]
             return HiddenRows(torch.cat(hidden).to(device), self.codec.head)
         top = [p for p in pieces if isinstance(p, TopKRows)]
-        masses = {
-            t: torch.cat([p.log_masses[t] for p in top]).to(device) for t in top[0].log_masses
-        }
-        return TopKRows(torch.cat([p.ids_NK for p in top]).to(device), masses)
+        ids_NK = torch.cat([p.ids_NK for p in top]).to(device)
+        masses = _join_temperatures([p.log_masses for p in top], device)
+        if not all(isinstance(p, DrawnRows) for p in top):
+            return TopKRows(ids_NK, masses)
+        offsets = [p.offsets for p in top if isinstance(p, DrawnRows)]
+        return DrawnRows(ids_NK, masses, _join_temperatures(offsets, device))
+
+
+def _join_temperatures(
+    parts: list[dict[float, Tensor]], device: torch.device
+) -> dict[float, Tensor]:
+    return {t: torch.cat([part[t] for part in parts]).to(device) for t in parts[0]}
 
 
 def _kl_note(codec: dict[str, Any]) -> str | None:
