@@ -54,7 +54,9 @@ def codecs(live: LiveTeacher, vocab_size: int, dtype: torch.dtype) -> dict:
         "topk 64, 5 bits": TopKCodec(64, vocab_size, bits=5),
         "topk 256, 8 bits": TopKCodec(256, vocab_size),
         "topk 1024, 8 bits": TopKCodec(1024, vocab_size),
-        "sampled 64 + 16": SampledCodec(64, vocab_size, draws=16),
+        "sampled 64, 16 drawn": SampledCodec(64, vocab_size, draws=16),
+        "sampled 64, 32 drawn": SampledCodec(64, vocab_size, draws=32),
+        "sampled 64, 48 drawn": SampledCodec(64, vocab_size, draws=48),
     }
 
 

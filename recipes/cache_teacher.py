@@ -148,7 +148,7 @@ class CacheTeacherRecipe:
         options["temperatures"] = list(cache.get("temperatures", [1.0]))
         options["bits"] = cache.get("bits", 8)
         if cache.mode == "sampled":
-            options["draws"] = cache.get("draws", 16)
+            options["draws"] = cache.get("draws", 32)
         return make_codec({"mode": cache.mode, **options})
 
     def run(self) -> None:

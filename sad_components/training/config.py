@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -49,6 +49,26 @@ def build(node: DictConfig | None, where: str, *args: Any, **kwargs: Any) -> Any
     return tune_config.instantiate(node, *args, **kwargs)
 
 
+def call(component: Any, node: DictConfig | None, where: str, *args: Any, **kwargs: Any) -> Any:
+    """``component`` called with the keys of a node that needs no ``_component_``.
+
+    Args:
+        component: class or function.
+        node: its keyword arguments; null or missing for none.
+        where: the node's name in the config, for messages.
+        args: positional arguments in front.
+        kwargs: keyword arguments that the recipe adds.
+
+    Raises:
+        ConfigError: a key that the component does not take (the nearest is named).
+    """
+    given = node if node is not None else {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where} is a mapping of keys; got {given!r:.120}")
+    _check_arguments(component, given, kwargs, where)
+    return component(*args, **given, **kwargs)
+
+
 def _import(path: str, where: str) -> Any:
     module, _, name = str(path).rpartition(".")
     if not module:
@@ -78,7 +98,7 @@ def _import(path: str, where: str) -> Any:
     return found
 
 
-def _check_arguments(component: Any, node: DictConfig, added: dict, where: str) -> None:
+def _check_arguments(component: Any, node: Mapping[str, Any], added: dict, where: str) -> None:
     try:
         parameters = inspect.signature(component).parameters
     except (TypeError, ValueError):
@@ -91,7 +111,7 @@ def _check_arguments(component: Any, node: DictConfig, added: dict, where: str) 
         known = [k for k in parameters if k not in added and k != "self"]
         hints = "; ".join(f"{k!r}{_nearest(k, known)}" for k in unknown)
         raise ConfigError(
-            f"{where}: {node['_component_']} takes no {hints}. It takes: {', '.join(known)}"
+            f"{where}: {node.get('_component_', component.__name__)} takes no {hints}. It takes: {', '.join(known)}"
         )
 
 

@@ -256,8 +256,10 @@ def _kl_note(codec: dict[str, Any]) -> str | None:
     if codec["mode"] == "topk":
         return f"taken over {codec['k'] + 1} buckets of a cached teacher"
     if codec["mode"] == "sampled":
-        draws = codec["draws"]
-        return f"taken with {draws} draws for the tail of a cached teacher: KL is too high"
+        return (
+            f"taken with {codec['draws']} draws for the tail of a cached teacher: KL too high and "
+            "entropy too low by one constant of the student; differences hold"
+        )
     return None
 
 

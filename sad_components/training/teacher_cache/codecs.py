@@ -184,14 +184,14 @@ class DrawnRows(TopKRows):
 
 
 class SampledCodec(Codec):
-    """The top tokens as :class:`TopKCodec` keeps them, and draws from the rest.
+    """Top tokens as :class:`TopKCodec` keeps them, and draws from the rest, K in all.
 
     Args:
-        k: top tokens to keep.
+        k: K.
         vocab_size: V.
         temperatures: which the loss may use; 1.0 is always there, for the metrics.
         bits: of a stored log-probability.
-        draws: tokens drawn from the rest at each temperature.
+        draws: how many of the K are drawn from the rest, at each temperature.
 
     Raises:
         ValueError: a value out of range.
@@ -205,19 +205,20 @@ class SampledCodec(Codec):
         vocab_size: int,
         temperatures: Sequence[float] = (1.0,),
         bits: int = 8,
-        draws: int = 16,
+        draws: int = 32,
     ) -> None:
-        self.top = TopKCodec(k, vocab_size, temperatures, bits)
-        if not 0 < draws <= (vocab_size - k) // 2:
+        if not 0 < draws < k or k + draws > vocab_size:
             raise ValueError(
-                f"draws must lie between 1 and {(vocab_size - k) // 2}, half of the tokens that "
-                f"are not kept; got {draws}"
+                f"draws must lie between 1 and k - 1, and k + draws within the vocabulary of "
+                f"{vocab_size}; got {draws} draws and k {k}"
             )
+        self.top = TopKCodec(k - draws, vocab_size, temperatures, bits)
         self.draws, self.temperatures = draws, self.top.temperatures
         self._sets = IdSets(draws, vocab_size)
 
     def settings(self) -> dict[str, Any]:
-        return {**self.top.settings(), "mode": self.mode, "draws": self.draws}
+        k = self.top.k + self.draws
+        return {**self.top.settings(), "mode": self.mode, "k": k, "draws": self.draws}
 
     def encode(self, hidden_ND: Tensor, logits_NV: Tensor, generator: torch.Generator) -> Parts:
         logits_NV = logits_NV.cpu()
