@@ -28,7 +28,7 @@ from sad_components.models import from_pretrained, save_student
 from sad_components.models.hidden import head_of, stop_at_hidden, vocab_size_of
 from sad_components.spans import SpanKind
 from sad_components.training import distributed
-from sad_components.training.config import ConfigError, build, check_keys
+from sad_components.training.config import ConfigError, build, call, check_keys
 from sad_components.training.errors import explained
 from sad_components.training.precision import resolve_dtype
 from sad_components.training.report import Throughput, versions
@@ -91,7 +91,7 @@ class StructuredKDRecipe:
             self.folder = RunFolder(cfg.output_dir, resume=self.resume, keep=keep)
         distributed.barrier()
         self.tokenizer = build(cfg.tokenizer, "tokenizer")
-        self.transform = SpanTokenizer(self.tokenizer, **cfg.get("transform", {}))
+        self.transform = call(SpanTokenizer, cfg.get("transform"), "transform", self.tokenizer)
         self._setup_data(cfg)
         self._setup_models(cfg)
         self._setup_optimizer(cfg)
@@ -104,9 +104,10 @@ class StructuredKDRecipe:
         self.throughput = Throughput(self.device)
 
     def _setup_data(self, cfg: DictConfig) -> None:
-        self.data = TrajectoryDataset(transform=self.transform, **cfg.dataset)
+        transform = {"transform": self.transform}
+        self.data = call(TrajectoryDataset, cfg.dataset, "dataset", **transform)
         heldout = cfg.get("heldout")
-        heldout = heldout and TrajectoryDataset(transform=self.transform, **heldout)
+        heldout = heldout and call(TrajectoryDataset, heldout, "heldout", **transform)
         self.heldout_rows = heldout.rows if heldout else []
         for part in (self.data, heldout):
             self.say(*(part.report.lines() if part else []))

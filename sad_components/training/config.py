@@ -110,9 +110,8 @@ def _check_arguments(component: Any, node: Mapping[str, Any], added: dict, where
     if unknown:
         known = [k for k in parameters if k not in added and k != "self"]
         hints = "; ".join(f"{k!r}{_nearest(k, known)}" for k in unknown)
-        raise ConfigError(
-            f"{where}: {node.get('_component_', component.__name__)} takes no {hints}. It takes: {', '.join(known)}"
-        )
+        name = node.get("_component_", component.__name__)
+        raise ConfigError(f"{where}: {name} takes no {hints}. It takes: {', '.join(known)}")
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

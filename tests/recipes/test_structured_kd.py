@@ -217,6 +217,8 @@ def test_compiled_run_gives_the_same_loss(tmp_path):
         (("student._component_=sad_components.models.from_scrap",), "did you mean 'from_scratch'?"),
         (("loss._component_=nowhere.Loss",), "does not import: no module 'nowhere'"),
         (("loss.reason.temprature=2",), "loss.reason has no field temprature"),
+        (("transform.max_seq_length=9",), "did you mean 'max_seq_len'?"),
+        (("dataset.sorce=x",), "dataset: TrajectoryDataset takes no 'sorce'"),
         (("teacher=null",), "teacher is null"),
         (("student.config.vocab_size=500",), "student vocab 500 < tokenizer vocab 512"),
         (("dataset.source=missing.jsonl",), "no trajectory file 'missing.jsonl'"),
