@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 from torchtune.models import convert_weights
+from torchtune.models.gemma import gemma
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sad_components.models import init_weights
@@ -153,3 +154,10 @@ def test_initial_weights_are_small_and_follow_the_seed():
 def test_structure_is_recognised():
     assert is_smollm2(smollm2(**TINY))
     assert not is_smollm2(torch.nn.Linear(3, 3))
+
+
+def test_gemma_is_not_taken_for_a_llama():
+    """Same names and shapes, but GELU, another RMSNorm and scaled embeddings."""
+    sizes = {"num_heads": 2, "head_dim": 8, "num_kv_heads": 1, "embed_dim": 16}
+    model = gemma(64, 1, **sizes, intermediate_dim=32, max_seq_len=32)
+    assert not is_smollm2(model)

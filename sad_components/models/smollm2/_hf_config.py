@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from torchtune.modules import RotaryPositionalEmbeddings, TiedLinear, TransformerDecoder
+from torchtune.modules import (
+    RMSNorm,
+    RotaryPositionalEmbeddings,
+    TiedLinear,
+    TransformerDecoder,
+)
 
 from sad_components.models.smollm2._component_builders import smollm2
 
@@ -97,12 +102,14 @@ def is_smollm2(model: nn.Module) -> bool:
     if not isinstance(model, TransformerDecoder) or not len(model.layers):
         return False
     attention = getattr(model.layers[0], "attn", None)
+    mlp = getattr(model.layers[0], "mlp", None)
     return (
         attention is not None
         and isinstance(attention.pos_embeddings, RotaryPositionalEmbeddings)
         and attention.q_norm is None
-        and getattr(model.layers[0].mlp, "w3", None) is not None
-        and hasattr(model.norm, "scale")
+        and getattr(mlp, "w3", None) is not None
+        and isinstance(getattr(mlp, "activation", None), nn.SiLU)
+        and isinstance(model.norm, RMSNorm)  # Gemma's is another: it scales by 1 + weight
         and not any(name.endswith("bias") for name, _ in model.named_parameters())
     )
 
