@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -74,11 +75,14 @@ class RunFolder:
             handle.write(json.dumps(record) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drops metrics of steps behind ``step``: a resumed run writes them anew."""
+        """Drops metrics of steps behind ``step``: a resumed run writes them anew.
+
+        A line that a kill or a full disk cut short is dropped too.
+        """
         if not self._metrics.exists():
             return
-        lines = self._metrics.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
+        lines = self._metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
         write_atomically(self._metrics, "".join(line + "\n" for line in kept))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -134,6 +138,14 @@ class RunFolder:
         newest = self.checkpoints()[-1]
         state = torch.load(newest / "state.pt", map_location="cpu", weights_only=True)
         return newest / "student", state
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; infinity if the line is broken."""
+    try:
+        return json.loads(line).get("step", 0)
+    except json.JSONDecodeError:
+        return math.inf
 
 
 def write_atomically(path: Path, text: str) -> None:

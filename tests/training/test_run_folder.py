@@ -61,6 +61,17 @@ def test_metrics_behind_the_checkpoint_are_dropped(tmp_path):
     assert lines == ['{"step": 1}', '{"step": 2}']
 
 
+def test_metrics_line_cut_short_is_dropped(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.log({"step": 1})
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as handle:
+        handle.write('{"step": 2, "lo')
+    folder.forget_after(2)
+    folder.log({"step": 2})
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert lines == ['{"step": 1}', '{"step": 2}']
+
+
 def test_state_is_read_without_pickle(tmp_path):
     folder = RunFolder(tmp_path / "run")
     save(folder, 1)
