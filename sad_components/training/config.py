@@ -16,8 +16,20 @@ class ConfigError(ValueError):
     """A config that cannot be run; says which key, what was found and what would do."""
 
 
-def check_keys(cfg: DictConfig, allowed: Iterable[str], where: str = "the config") -> None:
-    """Raises :class:`ConfigError` for a key that nobody reads, naming the nearest one."""
+def check_keys(
+    cfg: DictConfig,
+    allowed: Iterable[str],
+    where: str = "the config",
+    required: Iterable[str] = (),
+) -> None:
+    """Raises :class:`ConfigError` for a key that nobody reads (naming the nearest) or that lacks.
+
+    Args:
+        cfg: the mapping to check.
+        allowed: keys that somebody reads.
+        where: the mapping's name, for messages.
+        required: keys that must be there and not null.
+    """
     known = sorted(allowed)
     unknown = [str(key) for key in cfg if key not in known]
     if unknown:
@@ -25,6 +37,31 @@ def check_keys(cfg: DictConfig, allowed: Iterable[str], where: str = "the config
         raise ConfigError(
             f"nobody reads these keys of {where}: {hints}. Known keys: {', '.join(known)}"
         )
+    missing = [key for key in required if is_null(cfg.get(key))]
+    if missing:
+        raise ConfigError(f"{where} needs these keys: {', '.join(missing)}; they are missing")
+
+
+def check_counts(cfg: DictConfig, keys: Iterable[str], least: int = 1) -> None:
+    """Raises :class:`ConfigError` unless each of ``keys`` that is there is an integer.
+
+    Args:
+        cfg: the mapping to check.
+        keys: what to check; a key that is missing has its default and passes.
+        least: smallest value allowed.
+    """
+    for key in keys:
+        value = cfg.get(key, least)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"{key} must be an integer >= {least}; got {value!r}")
+
+
+def is_null(node: Any) -> bool:
+    """Whether a node names nothing: null, or ``{_component_: null}``.
+
+    The second is what torchtune's command line makes of ``teacher=null`` for a component.
+    """
+    return node is None or (OmegaConf.is_dict(node) and node.get("_component_", node) is None)
 
 
 def build(node: DictConfig | None, where: str, *args: Any, **kwargs: Any) -> Any:
@@ -37,15 +74,15 @@ def build(node: DictConfig | None, where: str, *args: Any, **kwargs: Any) -> Any
         kwargs: keyword arguments that the recipe adds.
 
     Raises:
-        ConfigError: no ``_component_``, a path that does not import, or an argument that the
-            component does not take (the nearest is named).
+        ConfigError: no ``_component_``, a path that does not import, an argument that the
+            component does not take (the nearest is named), or one that it needs and does not get.
     """
-    if node is None:
+    if is_null(node):
         return None
     if not OmegaConf.is_dict(node) or "_component_" not in node:
         raise ConfigError(f"{where} needs a _component_ (a dotted path); got {node!r:.120}")
     component = _import(node["_component_"], where)
-    _check_arguments(component, node, kwargs, where)
+    _check_arguments(component, node, args, kwargs, where)
     return tune_config.instantiate(node, *args, **kwargs)
 
 
@@ -60,12 +97,13 @@ def call(component: Any, node: DictConfig | None, where: str, *args: Any, **kwar
         kwargs: keyword arguments that the recipe adds.
 
     Raises:
-        ConfigError: a key that the component does not take (the nearest is named).
+        ConfigError: a key that the component does not take (the nearest is named), or one that
+            it needs and does not get.
     """
     given = node if node is not None else {}
     if not isinstance(given, Mapping):
         raise ConfigError(f"{where} is a mapping of keys; got {given!r:.120}")
-    _check_arguments(component, given, kwargs, where)
+    _check_arguments(component, given, args, kwargs, where)
     return component(*args, **given, **kwargs)
 
 
@@ -98,20 +136,26 @@ def _import(path: str, where: str) -> Any:
     return found
 
 
-def _check_arguments(component: Any, node: Mapping[str, Any], added: dict, where: str) -> None:
+def _check_arguments(
+    component: Any, node: Mapping[str, Any], args: tuple, added: dict, where: str
+) -> None:
     try:
-        parameters = inspect.signature(component).parameters
+        signature = inspect.signature(component)
     except (TypeError, ValueError):
         return  # a builtin without a signature: it checks its own arguments
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
+    parameters = signature.parameters
     given = [str(k) for k in node if k != "_component_"]
-    unknown = [k for k in given if k not in parameters]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [] if takes_any else [k for k in given if k not in parameters]
+    name = node.get("_component_") or component.__name__
     if unknown:
         known = [k for k in parameters if k not in added and k != "self"]
         hints = "; ".join(f"{k!r}{_nearest(k, known)}" for k in unknown)
-        name = node.get("_component_", component.__name__)
         raise ConfigError(f"{where}: {name} takes no {hints}. It takes: {', '.join(known)}")
+    try:
+        signature.bind(*args, **dict.fromkeys([*given, *added]))
+    except TypeError as error:
+        raise ConfigError(f"{where}: {name} cannot be called with these keys: {error}") from None
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

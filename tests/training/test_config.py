@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from sad_components.training.config import ConfigError, build, check_keys
+from sad_components.training.config import ConfigError, build, call, check_counts, check_keys
 from sad_components.training.precision import resolve_dtype
 from sad_components.training.vocabulary import shared_vocab_size
 
@@ -23,6 +23,31 @@ def test_builds_what_the_node_names():
     layer = build(node(_component_="torch.nn.Linear", in_features=3), "layer", out_features=2)
     assert layer.weight.shape == (2, 3)
     assert build(None, "layer") is None
+
+
+def test_missing_key_is_named():
+    for cfg in (node(seed=1), node(seed=1, loss=None), node(seed=1, loss={"_component_": None})):
+        with pytest.raises(ConfigError, match="the config needs these keys: loss"):
+            check_keys(cfg, ["loss", "seed"], required=["loss", "seed"])
+
+
+def test_null_from_the_command_line_builds_nothing():
+    """torchtune merges ``teacher=null`` as ``teacher._component_: null``."""
+    assert build(node(_component_=None, in_features=3), "layer") is None
+
+
+@pytest.mark.parametrize("value", [0, None, "two", 1.5, True])
+def test_count_that_is_none_is_named(value):
+    with pytest.raises(ConfigError, match=f"batch_size must be an integer >= 1; got {value!r}"):
+        check_counts(node(batch_size=value), ["batch_size"])
+    check_counts(node(batch_size=2), ["batch_size", "epochs"])
+
+
+def test_argument_that_lacks_is_named():
+    with pytest.raises(ConfigError, match=r"layer: torch.nn.Linear cannot .*'out_features'"):
+        build(node(_component_="torch.nn.Linear", in_features=3), "layer")
+    with pytest.raises(ConfigError, match=r"layer: Linear cannot .*'in_features'"):
+        call(torch.nn.Linear, node(out_features=3), "layer")
 
 
 @pytest.mark.parametrize(
