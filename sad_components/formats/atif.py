@@ -35,7 +35,11 @@ class Atif(OpenAIChat):
         if isinstance(version, str) and version.upper().startswith("ATIF"):
             return Evidence(1.0, f"schema_version {version!r}")
         sources = [s.get("source") for s in _steps(row)]
-        fits = bool(sources) and "agent" in row and all(isinstance(s, str) and s in _ROLE for s in sources)
+        fits = (
+            bool(sources)
+            and "agent" in row
+            and all(isinstance(s, str) and s in _ROLE for s in sources)
+        )
         return Evidence(0.9 if fits else 0.0, f"{len(sources)} steps with a source")
 
     def row_to_trajectory(self, row: Mapping[str, Any]) -> Trajectory:
