@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torchtune import config, training, utils
+from torchtune import config, training
 from tqdm import tqdm
 
 from sad_components.data import TrajectoryDataset
@@ -27,7 +27,7 @@ from sad_components.spans import SpanKind
 from sad_components.training import distributed
 from sad_components.training.config import build, check_keys
 from sad_components.training.errors import explained
-from sad_components.training.precision import resolve_dtype
+from sad_components.training.precision import resolve_device, resolve_dtype
 from sad_components.training.report import versions
 from sad_components.training.teacher_cache import (
     CacheWriter,
@@ -61,7 +61,7 @@ class CacheTeacherRecipe:
     def __init__(self, cfg: DictConfig) -> None:
         check_keys(cfg, KEYS)
         check_keys(cfg.cache, CACHE_KEYS, "cache")
-        self.device = utils.get_device(cfg.get("device", "cpu"))
+        self.device = resolve_device(cfg.get("device", "cpu"))
         self.dtype = resolve_dtype(cfg.get("dtype", "auto"), self.device)
         training.set_seed(seed=cfg.get("seed", 0))
         self.rank, self.world = distributed.start(self.device)

@@ -1,12 +1,34 @@
-"""Which dtype a device computes fast in."""
+"""Devices and dtypes by the names that configs use."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from torchtune import utils
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The device of this process: of the kind asked for, or an error (torchtune takes the CPU).
+
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:1``, ..; None for the best there is.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    try:
+        device = utils.get_device(name)
+        found = name is None or device.type == torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} cannot be used: {error}") from error
+    if not found:
+        raise ValueError(
+            f"device {name!r} is not there for torch {torch.__version__}; use device: {device.type}"
+        )
+    return device
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sad_components.training.config import ConfigError, build, call, check_counts, check_keys
-from sad_components.training.precision import resolve_dtype
+from sad_components.training.precision import resolve_device, resolve_dtype
 from sad_components.training.vocabulary import shared_vocab_size
 
 
@@ -70,6 +70,15 @@ def test_component_that_misses_a_package_says_which(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match="No module named 'not_installed_here'"):
         build(node(_component_="needs_more.Thing"), "thing")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("xpu", "'xpu' is not there"), ("gpu", "'gpu' cannot be used")]
+)
+def test_device_that_is_not_there_is_an_error(name, message):
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match=message):
+        resolve_device(name)
 
 
 def test_dtype_by_name():
