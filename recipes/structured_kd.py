@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torchtune import config, training, utils
+from torchtune import config, training
 from tqdm import tqdm
 
 from sad_components.data import StepOrder, TrajectoryDataset, collate, micro_batches
@@ -25,12 +25,20 @@ from sad_components.data.transform import SpanTokenizer
 from sad_components.evaluation.heldout import HeldoutEvaluator, format_table, teacher_row
 from sad_components.loss import HiddenRows
 from sad_components.models import from_pretrained, save_student
+from sad_components.models.families import family_of_model
 from sad_components.models.hidden import head_of, stop_at_hidden, vocab_size_of
 from sad_components.spans import SpanKind
 from sad_components.training import distributed
-from sad_components.training.config import ConfigError, build, call, check_keys
+from sad_components.training.config import (
+    ConfigError,
+    build,
+    call,
+    check_counts,
+    check_keys,
+    is_null,
+)
 from sad_components.training.errors import explained
-from sad_components.training.precision import resolve_dtype
+from sad_components.training.precision import resolve_device, resolve_dtype
 from sad_components.training.report import Throughput, versions
 from sad_components.training.run_folder import RunFolder
 from sad_components.training.teachers import as_teacher
@@ -46,6 +54,13 @@ KEYS = (
     *("output_dir", "resume", "metric_logger", "log_every_n_steps", "eval_every_n_steps"),
     *("eval_batch_size", "save_every_n_steps", "keep_checkpoints"),
 )
+REQUIRED = ("tokenizer", "dataset", "student", "loss", "optimizer", "output_dir")
+COUNTS = (
+    *("epochs", "batch_size", "gradient_accumulation_steps", "log_every_n_steps"),
+    *("eval_batch_size", "keep_checkpoints"),
+)
+#: Null for never, or without limit.
+OPTIONAL_COUNTS = ("max_steps", "eval_every_n_steps", "save_every_n_steps")
 
 
 class StructuredKDRecipe:
@@ -57,8 +72,12 @@ class StructuredKDRecipe:
     """
 
     def __init__(self, cfg: DictConfig) -> None:
-        check_keys(cfg, KEYS)
-        self.device = utils.get_device(cfg.get("device", "cpu"))
+        check_keys(cfg, KEYS, required=REQUIRED)
+        check_counts(cfg, COUNTS)
+        check_counts(
+            cfg, ("seed", *(k for k in OPTIONAL_COUNTS if cfg.get(k) is not None)), least=0
+        )
+        self.device = resolve_device(cfg.get("device", "cpu"))
         self.dtype = resolve_dtype(cfg.get("dtype", "auto"), self.device)
         self.seed = training.set_seed(seed=cfg.get("seed", 0))
         self.batch_size = cfg.get("batch_size", 1)
@@ -81,7 +100,7 @@ class StructuredKDRecipe:
         """Builds everything the config names, in the order in which a mistake is cheapest."""
         self.loss = build(cfg.loss, "loss")
         self.spec = self.loss.spec
-        if self.spec.needs_teacher and cfg.get("teacher") is None:
+        if self.spec.needs_teacher and is_null(cfg.get("teacher")):
             raise ConfigError(
                 "the loss has a divergence, but teacher is null; name a teacher, or use the "
                 "imitation loss (divergence: null, ce: 1.0)"
@@ -130,6 +149,7 @@ class StructuredKDRecipe:
         with training.set_default_dtype(self.dtype), self.device:
             student = build(cfg.student, "student")
             teacher = build(cfg.get("teacher"), "teacher")
+        family_of_model(student)  # else it could not be saved: better said now than at the end
         self.teacher = as_teacher(teacher)
         self.vocab = shared_vocab_size(
             vocab_size_of(student),
@@ -279,7 +299,7 @@ class StructuredKDRecipe:
         if self.is_main:
             state = {
                 "step": self.step,
-                "seed": self.seed,
+                "order": self._order(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict() if self.scheduler else None,
                 "heldout": self.heldout,
@@ -288,14 +308,20 @@ class StructuredKDRecipe:
             self.folder.save_checkpoint(self.step, state, self._write_student)
         distributed.barrier()
 
+    def _order(self) -> dict[str, int]:
+        """What decides which rows a step reads."""
+        rows, per_step = len(self.order.lengths), self.order.global_batch
+        return {"seed": self.seed, "rows": rows, "rows_per_step": per_step}
+
     def _load_checkpoint(self) -> None:
         if not self.is_main:
             self.folder = RunFolder(self.cfg.output_dir, resume=True)
         path, state = self.folder.load_checkpoint()
-        if state["seed"] != self.seed:
+        if state["order"] != self._order():
             raise ConfigError(
-                f"resume: true goes on with the seed of the run ({state['seed']}), but the config "
-                f"has {self.seed}; use the same seed"
+                f"resume: true goes on in the run's order of rows ({state['order']}), but this "
+                f"config has another ({self._order()}); use the run's seed and dataset, and as "
+                "many rows per step (batch_size x gradient_accumulation_steps x processes)"
             )
         saved = from_pretrained(path, dtype=self.dtype, device=self.device)
         self.student.load_state_dict(saved.state_dict())
@@ -362,7 +388,7 @@ def recipe_main(cfg: DictConfig) -> None:
         with explained("structured_kd"):
             recipe = StructuredKDRecipe(cfg)
             recipe.setup(cfg)
-        recipe.train()
+            recipe.train()
     finally:
         if recipe is not None:
             recipe.cleanup()

@@ -183,6 +183,8 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InterruptedError):
         run(*interrupted, "metric_logger={_component_: power.Cut}")
+    with pytest.raises(ValueError, match=r"'rows_per_step': 2.* another .*'rows_per_step': 4"):
+        run(*interrupted, "resume=true", "batch_size=4")
     run(*interrupted, "resume=true")
     whole, parts = weights("whole"), weights("parts")
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
@@ -227,6 +229,10 @@ def test_compiled_run_gives_the_same_loss(tmp_path):
         (("transform.max_seq_len=40",), "no row can be learnt from"),
         (("dtype=fp8",), "dtype is auto"),
         (("resume=true",), "needs a checkpoint"),
+        (("batch_size=two",), "batch_size must be an integer >= 1; got 'two'"),
+        (("seed=null",), "seed must be an integer >= 0; got None"),
+        (("save_every_n_steps=-1",), "save_every_n_steps must be an integer >= 0; got -1"),
+        (("loss=null",), "the config needs these keys: loss"),
     ],
 )
 def test_bad_input_is_explained(tmp_path, overrides, message):
@@ -242,6 +248,34 @@ def test_command_line_prints_errors_without_a_traceback(tmp_path):
     assert done.returncode != 0
     assert "structured_kd: error: nobody reads these keys" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_full_disk_while_training_is_explained(tmp_path, monkeypatch):
+    (tmp_path / "full.py").write_text(
+        "class Full:\n"
+        "    def log_dict(self, payload, step):\n"
+        "        raise OSError(28, 'No space left on device')\n"
+        "    def close(self):\n        pass\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    cfg = configured(*FAST)
+    cfg.metric_logger = {"_component_": "full.Full"}
+    OmegaConf.save(cfg, tmp_path / "full.yaml")
+    done = tune(cwd=tmp_path, config="full.yaml")
+    assert done.returncode != 0
+    assert "structured_kd: error: [Errno 28] No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_student_that_could_not_be_saved_is_refused_at_start():
+    cfg = configured(*FAST)
+    cfg.student = {
+        "_component_": "torchtune.models.gemma.gemma",
+        **{"vocab_size": 512, "num_layers": 1, "num_heads": 2, "head_dim": 8, "num_kv_heads": 1},
+        **{"embed_dim": 16, "intermediate_dim": 32, "max_seq_len": 1024},
+    }
+    with pytest.raises(ValueError, match="none of the families"):
+        recipe_module().StructuredKDRecipe(cfg).setup(cfg)
 
 
 def test_output_dir_of_another_run_is_refused():
