@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sad_components.spans import AGENT_KINDS, Span, SpanKind, check_cover, merge
 
-R, A, O, C = SpanKind.REASON, SpanKind.ACT, SpanKind.OBSERVATION, SpanKind.CONTEXT
+R, A, O, C = SpanKind.REASON, SpanKind.ACT, SpanKind.OBSERVATION, SpanKind.CONTEXT  # noqa: E741
 
 
 def test_kinds_are_the_integers_that_tensors_hold():
