@@ -94,6 +94,9 @@ class Message:
         ):
             raise TrajectoryError("tool_calls is a list of JSON objects; got " + repr(calls)[:80])
         token_ids, logprobs = record.get("token_ids"), record.get("logprobs")
+        for name, value in (("token_ids", token_ids), ("logprobs", logprobs)):
+            if not isinstance(value, list | None):
+                raise TrajectoryError(f"{name} is a list of numbers; got {value!r:.80}")
         if token_ids is not None and logprobs is not None and len(token_ids) != len(logprobs):
             raise TrajectoryError(
                 f"token_ids and logprobs are equally long; got {len(token_ids)} and {len(logprobs)}"
@@ -123,7 +126,7 @@ class Trajectory:
 
     Args:
         messages: the chat, at least one message.
-        id: unique within its file.
+        id: unique within its file; a number becomes text.
         env: environment name (``household``, ``hotpotqa``, ..).
         task: the task sentence.
         success: whether the episode was won; None when not known.
@@ -166,6 +169,8 @@ class Trajectory:
             except TrajectoryError as error:
                 raise TrajectoryError(f"message {index}: {error}") from None
         known = {k: record[k] for k in _TRAJECTORY_KEYS if record.get(k) is not None}
+        if "id" in known:
+            known["id"] = str(known["id"])
         for key, kind in (("meta", dict), ("format", str)):
             if not isinstance(record.get(key), kind | None):
                 raise TrajectoryError(f"{key!r} is a {kind.__name__}; got {record[key]!r:.80}")

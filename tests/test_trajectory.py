@@ -120,11 +120,17 @@ def test_weight_zero_is_not_learnt(weight, learnt):
             {"messages": [{"role": "assistant", "token_ids": [1], "logprobs": []}]},
             "equally long; got 1 and 0",
         ),
+        ({"messages": [{"role": "assistant", "token_ids": 5, "logprobs": [0.1]}]}, "is a list"),
     ],
 )
 def test_bad_records_say_what_is_wrong(record, message):
     with pytest.raises(TrajectoryError, match=message):
         Trajectory.from_dict(record)
+
+
+def test_a_number_as_id_becomes_text():
+    record = {"messages": [{"role": "user", "content": "x"}]}
+    assert [Trajectory.from_dict({"id": i, **record}).id for i in (7, 0)] == ["7", "0"]
 
 
 def test_malformed_json_names_file_line_and_column(tmp_path):
