@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -82,8 +83,10 @@ class SpanLoss:
         known = {f.name for f in fields(cls)}
         unknown = set(value) - known
         if unknown:
+            near = get_close_matches(str(min(unknown, key=str)), known, n=1, cutoff=0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(
-                f"loss.{kind} has no field {', '.join(sorted(map(str, unknown)))}; "
+                f"loss.{kind} has no field {', '.join(sorted(map(str, unknown)))}{hint}; "
                 f"fields: {', '.join(sorted(known))}"
             )
         try:

@@ -23,7 +23,7 @@ BRANCH = torch.tensor([0, 1, 0, 1, 0, 0, 1]).bool()
         ({"beta": 1.0}, "beta must lie strictly between 0 and 1; got 1.0 .*forward_kl"),
         ({"alpha": 0.0}, "alpha must lie strictly between 0 and 1; got 0.0"),
         ({"divergence": None}, "neither a divergence nor ce learns nothing"),
-        ({"temprature": 2.0}, "has no field temprature; fields: alpha, beta, ce"),
+        ({"temprature": 2.0}, "temprature .did you mean 'temperature'.*; fields: alpha, beta, ce"),
         ("forward_kl", "is a mapping of fields; got 'forward_kl'"),
     ],
 )

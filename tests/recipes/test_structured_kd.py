@@ -218,7 +218,7 @@ def test_compiled_run_gives_the_same_loss(tmp_path):
         (("optimizer.learning_rate=1",), "optimizer: torch.optim.AdamW takes no 'learning_rate'"),
         (("student._component_=sad_components.models.from_scrap",), "did you mean 'from_scratch'?"),
         (("loss._component_=nowhere.Loss",), "does not import: no module 'nowhere'"),
-        (("loss.reason.temprature=2",), "loss.reason has no field temprature"),
+        (("loss.reason.temprature=2",), "no field temprature (did you mean 'temperature'?)"),
         (("transform.max_seq_length=9",), "did you mean 'max_seq_len'?"),
         (("dataset.sorce=x",), "dataset: TrajectoryDataset takes no 'sorce'"),
         (("teacher=null",), "teacher is null"),
