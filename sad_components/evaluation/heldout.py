@@ -1,4 +1,4 @@
-"""Teacher-forced metrics on held-out trajectories (``docs/method.md``, section 6).
+"""Teacher-forced metrics on held-out trajectories (``docs/method.md``).
 
 Shape legend: N supervised tokens, D width, V vocabulary, K = 4 span kinds.
 """

@@ -1,4 +1,4 @@
-"""A policy takes over at every step of held-out trajectories (``docs/method.md``, section 6).
+"""A policy takes over at every step of held-out trajectories (``docs/method.md``).
 
 From the history of a teacher's or expert's trajectory up to step k the policy writes its own
 reasoning and action. Cheaper than episodes, and each step counts, not only the last.
