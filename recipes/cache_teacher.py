@@ -25,7 +25,7 @@ from sad_components.data.transform import SpanTokenizer
 from sad_components.models.hidden import head_of, stop_at_hidden, vocab_size_of
 from sad_components.spans import SpanKind
 from sad_components.training import distributed
-from sad_components.training.config import build, check_keys
+from sad_components.training.config import build, call, check_keys, is_null
 from sad_components.training.errors import explained
 from sad_components.training.precision import resolve_device, resolve_dtype
 from sad_components.training.report import versions
@@ -52,6 +52,7 @@ KEYS = (
     *("tokenizer", "transform", "dataset", "heldout", "teacher", "student", "cache"),
     *("batch_size", "seed", "device", "dtype", "output_dir", "report_rows"),
 )
+REQUIRED = ("tokenizer", "dataset", "teacher", "cache", "output_dir")
 CACHE_KEYS = ("mode", "k", "temperatures", "bits", "draws", "supervise", "rows_per_shard")
 
 
@@ -59,26 +60,24 @@ class CacheTeacherRecipe:
     """One pass of the teacher over ``dataset`` and ``heldout``, on one process or several."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        check_keys(cfg, KEYS)
-        check_keys(cfg.cache, CACHE_KEYS, "cache")
+        check_keys(cfg, KEYS, required=REQUIRED)
+        check_keys(cfg.cache, CACHE_KEYS, "cache", required=("mode",))
         self.device = resolve_device(cfg.get("device", "cpu"))
         self.dtype = resolve_dtype(cfg.get("dtype", "auto"), self.device)
         training.set_seed(seed=cfg.get("seed", 0))
         self.rank, self.world = distributed.start(self.device)
         self.root = Path(cfg.output_dir)
-        # `student=null` on the command line leaves torchtune's {_component_: null}
-        has_student = bool(cfg.get("student") and cfg.student.get("_component_"))
-        self.report_rows = cfg.get("report_rows", 4) if has_student else 0
+        self.report_rows = 0 if is_null(cfg.get("student")) else cfg.get("report_rows", 4)
         self.cfg = cfg
 
     def setup(self, cfg: DictConfig) -> None:
         """Data, teacher and the folder, which must be new or hold this very cache."""
         self.tokenizer = build(cfg.tokenizer, "tokenizer")
-        self.transform = SpanTokenizer(self.tokenizer, **cfg.get("transform", {}))
+        self.transform = call(SpanTokenizer, cfg.get("transform"), "transform", self.tokenizer)
         self.datasets = {}
         for name, key in (("train", "dataset"), ("heldout", "heldout")):
             if cfg.get(key):
-                data = TrajectoryDataset(transform=self.transform, **cfg[key])
+                data = call(TrajectoryDataset, cfg[key], key, transform=self.transform)
                 self.say(*data.report.lines())
                 self.datasets[name] = data.rows
         kinds = [SpanKind.parse(name) for name in cfg.cache.get("supervise", ("reason", "act"))]

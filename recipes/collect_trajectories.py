@@ -32,6 +32,7 @@ KEYS = (
     *("environment", "policy", "tasks", "seeds", "seed", "budget", "tokenizer"),
     *("keep_only_successes", "output", "resume", "overwrite"),
 )
+REQUIRED = ("environment", "policy", "tasks", "budget", "keep_only_successes", "output")
 ENVIRONMENT_KEYS = ("name", "options", "batch_size", "workers", "timeout")
 
 
@@ -49,7 +50,7 @@ class CollectTrajectoriesRecipe:
     MOST_GAMES_PER_EPISODE = 3
 
     def __init__(self, cfg: DictConfig) -> None:
-        check_keys(cfg, KEYS)
+        check_keys(cfg, KEYS, required=REQUIRED)
         check_keys(cfg.environment, ENVIRONMENT_KEYS, "environment")
         check_keys(cfg.tasks, ("seed",), "tasks")
         check_keys(cfg.budget, ("episodes", "tokens"), "budget")
@@ -75,6 +76,7 @@ class CollectTrajectoriesRecipe:
             ValueError: an output that exists and may not be continued.
         """
         cfg = self.cfg
+        self.policy: Policy = build(cfg.policy, "policy")
         tokenizer = build(cfg.get("tokenizer"), "tokenizer")
         self.tokenizer = None if tokenizer is None else as_offset_tokenizer(tokenizer)
         settings = {
@@ -93,7 +95,6 @@ class CollectTrajectoriesRecipe:
             workers=cfg.environment.get("workers", 0),
             timeout=cfg.environment.get("timeout", 60.0),
         )
-        self.policy: Policy = build(cfg.policy, "policy")
 
     def collect(self) -> None:
         """Plays until the budget is spent, writing every episode at once; prints what happened."""
@@ -108,17 +109,17 @@ class CollectTrajectoriesRecipe:
                     break
         seconds = time.perf_counter() - started
         print(self._summary())
-        added = self.collection.kept - before
-        print(f"{added} trajectories added -> {self.output} ({seconds:.0f} s)")
-
-    def cleanup(self) -> None:
-        """Stops the environments and says what was dropped."""
-        self.pool.close()
         for reason in self.dropped:
             print(f"dropped {reason}")
         if not self._is_spent():
             kept = self.collection.kept
             print(f"the budget is not spent: tasks or patience ran out at {kept} trajectories")
+        added = self.collection.kept - before
+        print(f"{added} trajectories added -> {self.output} ({seconds:.0f} s)")
+
+    def cleanup(self) -> None:
+        """Stops the environments."""
+        self.pool.close()
 
     def _jobs(self) -> Iterator[Job]:
         jobs = jobs_of(task_stream(self.pool.env, self.cfg.tasks.get("seed", 0)), self.seeds)

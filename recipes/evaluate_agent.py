@@ -38,6 +38,7 @@ SUPPORTS_DISTRIBUTED = False
 
 KEYS = ("environment", "tasks", "seeds", "policies", "compare", "tokenizer", "heldout", "teacher")
 KEYS += ("seed", "output_dir", "overwrite")
+REQUIRED = ("environment", "tasks", "policies", "output_dir")
 ENVIRONMENT_KEYS = ("name", "options", "batch_size", "workers", "timeout")
 
 
@@ -52,7 +53,7 @@ class EvaluateAgentRecipe:
     """
 
     def __init__(self, cfg: DictConfig) -> None:
-        check_keys(cfg, KEYS)
+        check_keys(cfg, KEYS, required=REQUIRED)
         check_keys(cfg.environment, ENVIRONMENT_KEYS, "environment")
         check_keys(cfg.tasks, ("count", "seed", "ids"), "tasks")
         if not cfg.policies:

@@ -77,7 +77,7 @@ class SpanTokenizer:
     """torchtune ``Transform`` from a trajectory to tokens that know their span.
 
     The whole text is rendered as the model sees it at inference, tokenised once, and characters
-    are aligned to tokens by offsets (``docs/method.md``, section 1). A token that straddles a
+    are aligned to tokens by offsets (``docs/method.md``, "Spans"). A token that straddles a
     boundary is the agent's if the agent has a character in it (it generates that token whole),
     else it has its first character's kind.
 

@@ -1,4 +1,4 @@
-"""What a set of played episodes says of its policy (``docs/method.md``, section 6)."""
+"""What a set of played episodes says of its policy (``docs/method.md``)."""
 
 from __future__ import annotations
 

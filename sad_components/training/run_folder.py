@@ -122,12 +122,15 @@ class RunFolder:
             os.replace(aside, final)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             shutil.rmtree(aside, ignore_errors=True)
-            kept = f"the last good one is {before[-1]}" if before else "there is no earlier one"
+            kept = (
+                f"the last good one is {before[-1]}. Free some space, then set resume: true"
+                if before
+                else "there is no earlier one. Free some space or choose another output_dir"
+            )
             code = getattr(error, "errno", None) or errno.EIO
             raise OSError(
                 code,
-                f"checkpoint of step {step} was not saved ({error}); {kept}. Free some space "
-                "or choose another output_dir, then set resume: true",
+                f"checkpoint of step {step} was not saved ({error}); {kept}",
             ) from error
         for old in self.checkpoints()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)

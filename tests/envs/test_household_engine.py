@@ -16,7 +16,6 @@ from sad_components.envs.household import (
     sample_game,
     shipped,
 )
-from sad_components.envs.household.collection import EpisodeSettings, play_episodes
 from sad_components.envs.household.pddl import game_data
 from sad_components.trajectory import read_jsonl
 
@@ -147,19 +146,18 @@ def test_shipped_episodes_can_be_made_again():
 
 
 @needs_engine
-def test_workers_do_not_change_what_is_played():
-    settings = EpisodeSettings(split="heldout", style="sparse", wrong_turn_share=1.0)
-    seeds = [2, 3, 5]
-    alone = [t.to_dict() for t in play_episodes(seeds, settings)]
-    assert [t.to_dict() for t in play_episodes(seeds, settings, workers=2)] == alone
-    assert any(m.get("weight") == 0 for t in alone for m in t["messages"])
+def test_sparse_episodes_with_wrong_turns_are_won_and_mark_them():
+    game = sample_game(2, "heldout")
+    trajectory = play_episode(env(), game, style="sparse", wrong_turn_share=1.0)
+    agent = [m for m in trajectory.messages if m.role == "assistant"]
+    assert trajectory.success
+    assert any(m.weight == 0 for m in agent)
+    assert any(m.text.startswith("Action:") for m in agent if m.is_learnt)
 
 
 def test_bad_settings_are_errors():
     with pytest.raises(ValueError, match="max_steps is at least 1; got 0"):
         HouseholdEnv(max_steps=0)
-    with pytest.raises(ValueError, match="workers is the number of processes"):
-        list(play_episodes([0], EpisodeSettings(), workers=0))
     with pytest.raises(ValueError, match=r"probability in \[0, 1\]; got 2"):
         play_episode(None, sample_game(0), wrong_turn_share=2)
 

@@ -166,3 +166,18 @@ def test_cached_configs_differ_from_live_ones_in_the_teacher_alone(folder):
     for key in ("tokenizer", "transform", "dataset", "heldout", "teacher", "student"):
         assert caching[key] == live[key], key
     assert cached.teacher.path == caching.output_dir
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("transform.max_seq_length=9",), "did you mean 'max_seq_len'?"),
+        (("dataset.sorce=x",), "dataset: TrajectoryDataset takes no 'sorce'"),
+        (("cache.mode=null",), "cache needs these keys: mode"),
+        (("output_dir=null",), "needs these keys: output_dir"),
+    ],
+)
+def test_bad_config_is_explained(overrides, message):
+    with pytest.raises(ValueError) as caught:
+        cache(*overrides)
+    assert message in str(caught.value)

@@ -154,3 +154,10 @@ def test_a_users_error_is_one_line(tmp_path):
     )
     assert done.returncode == 1
     assert "no environment 'houshold'; there are household" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("key", ["environment", "policy", "budget", "output"])
+def test_missing_keys_are_named(recipe_class, cfg, key):
+    del cfg[key]
+    with pytest.raises(ValueError, match=f"needs these keys: {key}"):
+        recipe_class(cfg)

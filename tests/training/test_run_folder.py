@@ -78,3 +78,12 @@ def test_state_is_read_without_pickle(tmp_path):
     (folder.checkpoints()[-1] / "state.pt").write_bytes(b"\x80\x04c__builtin__\nprint\n.")
     with pytest.raises(Exception, match=r"(?i)weights_only|pickle|invalid"):
         folder.load_checkpoint()
+
+
+def test_first_checkpoint_that_fails_does_not_send_to_resume(tmp_path):
+    def fail(path):
+        raise OSError(errno.ENOSPC, "No space left")
+
+    with pytest.raises(OSError, match="there is no earlier one") as caught:
+        RunFolder(tmp_path / "run").save_checkpoint(2, {}, fail)
+    assert "resume" not in str(caught.value)
