@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loading import load_module
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -17,13 +17,6 @@ ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs" / "tiny"
 SMOLLM2 = ROOT / "configs" / "smollm2"
 FEW = ("dataset.limit=8", "heldout.limit=3")
-
-
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def configured(name: str, *overrides: str):
@@ -35,7 +28,7 @@ def configured(name: str, *overrides: str):
 def cache(*overrides: str) -> Path:
     """The cache recipe in this process; the folder it wrote."""
     cfg = configured("cache_teacher", *FEW, *overrides)
-    recipe = load(ROOT / "recipes/cache_teacher.py").CacheTeacherRecipe(cfg)
+    recipe = load_module("recipes/cache_teacher.py").CacheTeacherRecipe(cfg)
     recipe.setup(cfg)
     recipe.run()
     return Path(cfg.output_dir)
@@ -44,7 +37,7 @@ def cache(*overrides: str) -> Path:
 def train(name: str, *overrides: str):
     """structured_kd in this process; its summary and the student's weights."""
     cfg = configured(name, *FEW, "max_steps=3", "eval_every_n_steps=null", *overrides)
-    recipe = load(ROOT / "recipes/structured_kd.py").StructuredKDRecipe(cfg)
+    recipe = load_module("recipes/structured_kd.py").StructuredKDRecipe(cfg)
     try:
         recipe.setup(cfg)
         recipe.train()
@@ -149,7 +142,7 @@ def test_two_processes_write_what_one_writes(tmp_path):
 
 @pytest.mark.slow
 def test_ten_kills_of_the_recipe_leave_the_same_cache(tmp_path):
-    kill_cache = load(ROOT / "benchmarks" / "kill_cache.py")
+    kill_cache = load_module("benchmarks/kill_cache.py")
     overrides = ["cache.rows_per_shard=1", "student=null"]
     assert len(kill_cache.check(10, "tiny/cache_teacher", overrides, 0, tmp_path)) == 10
 

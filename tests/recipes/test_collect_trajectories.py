@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from loading import load_module
 from omegaconf import OmegaConf
 
 from sad_components.envs.household import shipped
@@ -22,10 +23,7 @@ needs_engine = pytest.mark.skipif(not INSTALLED, reason="household extra not ins
 
 @pytest.fixture(scope="module")
 def recipe_class():
-    spec = importlib.util.spec_from_file_location("collect_trajectories_under_test", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.CollectTrajectoriesRecipe
+    return load_module("recipes/collect_trajectories.py").CollectTrajectoriesRecipe
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from loading import load_module
 from omegaconf import OmegaConf
 
 from sad_components.training.config import ConfigError
 from sad_components.trajectory import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "evaluate_agent.py"
 CONFIGS = ROOT / "configs"
 INSTALLED = all(importlib.util.find_spec(name) for name in ("alfworld", "textworld"))
 needs_engine = pytest.mark.skipif(not INSTALLED, reason="household extra not installed")
@@ -44,10 +44,7 @@ TOKENIZER = {
 
 @pytest.fixture(scope="module")
 def recipe_class():
-    spec = importlib.util.spec_from_file_location("evaluate_agent_under_test", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.EvaluateAgentRecipe
+    return load_module("recipes/evaluate_agent.py").EvaluateAgentRecipe
 
 
 @pytest.fixture

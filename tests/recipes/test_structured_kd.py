@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loading import load_module
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -40,19 +40,10 @@ def configured(*overrides: str):
     return OmegaConf.merge(OmegaConf.load(TINY), OmegaConf.from_dotlist(list(overrides)))
 
 
-def recipe_module():
-    spec = importlib.util.spec_from_file_location(
-        "structured_kd", ROOT / "recipes/structured_kd.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(*overrides: str):
     """The recipe in this process, in the current folder; the recipe object afterwards."""
     cfg = configured(*overrides)
-    recipe = recipe_module().StructuredKDRecipe(cfg)
+    recipe = load_module("recipes/structured_kd.py").StructuredKDRecipe(cfg)
     try:
         recipe.setup(cfg)
         recipe.train()
@@ -275,7 +266,7 @@ def test_student_that_could_not_be_saved_is_refused_at_start():
         **{"embed_dim": 16, "intermediate_dim": 32, "max_seq_len": 1024},
     }
     with pytest.raises(ValueError, match="none of the families"):
-        recipe_module().StructuredKDRecipe(cfg).setup(cfg)
+        load_module("recipes/structured_kd.py").StructuredKDRecipe(cfg).setup(cfg)
 
 
 def test_output_dir_of_another_run_is_refused():
