@@ -1,4 +1,4 @@
-"""Batches: rows padded side by side, targets shifted, and the order they come in.
+"""Batches: rows padded side by side, targets shifted.
 
 Shape legend: B rows, S positions.
 """
@@ -107,38 +107,6 @@ def _used_length(row: TokenizedTrajectory, spec: LossSpec | None) -> int:
     )
     last = chosen.nonzero()
     return int(last[-1]) + 1 if len(last) else 1
-
-
-class StepOrder:
-    """Which rows each optimizer step reads, the same on any number of ranks.
-
-    One epoch is a seeded shuffle of all rows, cut into steps of ``global_batch`` rows (the last
-    may be smaller). Within a step rows are sorted by length, so that micro-batches hold little
-    padding; a step's gradient does not depend on it.
-
-    Args:
-        lengths: tokens per row.
-        global_batch: rows per optimizer step over all ranks and micro-batches.
-        seed: order of the shuffle.
-    """
-
-    def __init__(self, lengths: Sequence[int], global_batch: int, seed: int) -> None:
-        if global_batch < 1:
-            raise ValueError(f"a step reads at least one row; got {global_batch}")
-        self.lengths = np.asarray(lengths)
-        self.global_batch = global_batch
-        self.seed = seed
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self.lengths) // self.global_batch)
-
-    def step_rows(self, step: int) -> list[int]:
-        """Row indices of optimizer step ``step`` (0-based, over all epochs)."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
-        rows = order[within * self.global_batch : (within + 1) * self.global_batch]
-        return sorted(rows.tolist(), key=lambda i: (self.lengths[i], i))
 
 
 def micro_batches(rows: Sequence[int], batch_size: int, rank: int, world: int) -> list[list[int]]:
