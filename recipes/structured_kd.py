@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from torchtune import config, training
 from tqdm import tqdm
 
-from sad_components.data import StepOrder, TrajectoryDataset, collate, micro_batches
-from sad_components.data.transform import SpanTokenizer
+from sad_components.data import Batching, StepOrder, TrajectoryDataset, collate_packed
+from sad_components.data.transform import SpanTokenizer, TokenizedTrajectory
 from sad_components.evaluation.heldout import HeldoutEvaluator, format_table, teacher_row
 from sad_components.loss import HiddenRows
 from sad_components.models import from_pretrained, save_student
@@ -49,6 +49,7 @@ KEYS = (
     *("tokenizer", "transform", "dataset", "heldout", "teacher", "student", "loss"),
     # how
     *("optimizer", "lr_scheduler", "epochs", "max_steps", "batch_size", "clip_grad_norm"),
+    *("max_tokens_per_batch", "packing"),
     *("gradient_accumulation_steps", "seed", "device", "dtype", "compile"),
     # where and how often
     *("output_dir", "resume", "metric_logger", "log_every_n_steps", "eval_every_n_steps"),
@@ -60,7 +61,11 @@ COUNTS = (
     *("eval_batch_size", "keep_checkpoints"),
 )
 #: Null for never, or without limit.
-OPTIONAL_COUNTS = ("max_steps", "eval_every_n_steps", "save_every_n_steps")
+OPTIONAL_COUNTS = (
+    *("max_steps", "max_tokens_per_batch", "eval_every_n_steps", "save_every_n_steps"),
+)
+#: Widths of packed batches on a GPU: flex attention compiles anew for each.
+PACKED_MULTIPLE = 128
 
 
 class StructuredKDRecipe:
@@ -131,7 +136,17 @@ class StructuredKDRecipe:
         for part in (self.data, heldout):
             self.say(*(part.report.lines() if part else []))
         rows_per_step = self.batch_size * self.accumulation * self.world
-        self.order = StepOrder([len(r) for r in self.data.rows], rows_per_step, self.seed)
+        lengths = [len(r) for r in self.data.rows]
+        self.order = StepOrder(lengths, rows_per_step, self.seed)
+        self.batching = Batching(
+            lengths,
+            self.batch_size,
+            max_tokens=cfg.get("max_tokens_per_batch"),
+            packing=cfg.get("packing", False),
+        )
+        self.width = PACKED_MULTIPLE if self.batching.packing and self.device.type == "cuda" else 1
+        epoch = [self.order.step_rows(step) for step in range(self.order.steps_per_epoch)]
+        self.say(*self.batching.describe(epoch, self.world))
         self.total_steps = self.order.steps_per_epoch * cfg.get("epochs", 1)
         if cfg.get("max_steps") is not None:
             self.total_steps = min(self.total_steps, cfg.max_steps)
@@ -217,12 +232,12 @@ class StructuredKDRecipe:
     def gradients(self) -> dict[str, float]:
         """The step's gradients in ``.grad``, summed over micro-batches and ranks."""
         micro = [
-            collate([self.data[i] for i in rows], self.tokenizer.pad_id, self.spec).to(self.device)
+            collate_packed(rows, self.tokenizer.pad_id, self.spec, self.width).to(self.device)
             for rows in self._micro_rows(self.step)
         ]
         if self.teacher:
             ahead = self._micro_rows(self.step + 1)
-            self.teacher.prefetch([self.data[i] for rows in ahead for i in rows])
+            self.teacher.prefetch([row for batch in ahead for seq in batch for row in seq])
         counts = torch.zeros(len(SpanKind), dtype=torch.float64, device=self.device)
         for batch in micro:
             counts += self.spec.count(batch.span_ids_BS, batch.branch_BS)
@@ -239,16 +254,18 @@ class StructuredKDRecipe:
         distributed.sum_gradients(self.student)
         return {"loss": float(distributed.sum_over_ranks(total)), **self._span_means(sums)}
 
-    def _micro_rows(self, step: int) -> list[list[int]]:
-        """This rank's rows of a step, micro-batch by micro-batch."""
-        return micro_batches(self.order.step_rows(step), self.batch_size, self.rank, self.world)
+    def _micro_rows(self, step: int) -> list[list[list[TokenizedTrajectory]]]:
+        """This rank's rows of a step: micro-batches of sequences of rows."""
+        batches = self.batching.micro_batches(self.order.step_rows(step), self.rank, self.world)
+        return [[[self.data[i] for i in rows] for rows in batch] for batch in batches]
 
     def batch_loss(self, batch, counts: torch.Tensor):
         """Loss of one micro-batch: heads run on the supervised tokens only."""
         chosen = self.spec.supervised(batch.span_ids_BS, batch.branch_BS)
         teacher = self.teacher.rows(batch, chosen) if self.spec.needs_teacher else None
         student = HiddenRows(
-            self.student(batch.tokens_BS)[chosen], head_of(self.student, self.vocab)
+            self.student(batch.tokens_BS, **batch.attention)[chosen],
+            head_of(self.student, self.vocab),
         )
         return self.loss_fn(
             student,

@@ -1,6 +1,7 @@
 """From trajectories to batches: rendering, tokens with their spans, datasets, collation."""
 
-from sad_components.data.batch import Batch, collate, micro_batches
+from sad_components.data.batch import Batch, collate, collate_packed
+from sad_components.data.batching import Batching
 from sad_components.data.dataset import DataReport, TrajectoryDataset
 from sad_components.data.order import StepOrder
 from sad_components.data.shipped import resolve_source
@@ -9,6 +10,7 @@ from sad_components.data.transform import SpanTokenizer, TokenizedTrajectory
 
 __all__ = [
     "Batch",
+    "Batching",
     "DataReport",
     "HFTokenizer",
     "OffsetTokenizer",
@@ -17,6 +19,6 @@ __all__ = [
     "TokenizedTrajectory",
     "TrajectoryDataset",
     "collate",
-    "micro_batches",
+    "collate_packed",
     "resolve_source",
 ]

@@ -1,4 +1,4 @@
-"""Batches: rows padded side by side, targets shifted.
+"""Batches: rows side by side or one behind another, targets shifted.
 
 Shape legend: B rows, S positions.
 """
@@ -8,16 +8,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchtune.modules.attention_utils import packed_block_causal_mask
 
 from sad_components.data.transform import TokenizedTrajectory
 from sad_components.loss.spec import LossSpec
 
 #: Span id of padding: no kind, hence supervised by no loss.
 PADDING = -1
+
+
+@dataclass
+class Place:
+    """Where a row lies in a batch: positions ``start`` to ``stop`` of sequence ``sequence``.
+
+    Args:
+        sequence: 0-based.
+        start: first position.
+        stop: behind the last one.
+        id: the row's trajectory id.
+        key: the row's :func:`row_key`.
+    """
+
+    sequence: int
+    start: int
+    stop: int
+    id: str
+    key: str
 
 
 @dataclass
@@ -30,8 +52,7 @@ class Batch:
         span_ids_BS: ``SpanKind`` of the target, -1 on padding.
         steps_BS: step of the target, 0 for context.
         branch_BS: whether the target is a branch token.
-        ids: each row's trajectory id.
-        keys: each row's :func:`row_key`.
+        places: where each row lies, in reading order.
     """
 
     tokens_BS: Tensor
@@ -39,26 +60,55 @@ class Batch:
     span_ids_BS: Tensor
     steps_BS: Tensor
     branch_BS: Tensor
-    ids: list[str]
-    keys: list[str]
+    places: list[Place]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
-        per_row = ("ids", "keys")
-        tensors = [f.name for f in fields(self) if f.name not in per_row]
+        tensors = [f.name for f in fields(self) if f.name != "places"]
         moved = {name: getattr(self, name).to(device) for name in tensors}
-        return Batch(**moved, ids=self.ids, keys=self.keys)
+        return Batch(**moved, places=self.places)
+
+    @property
+    def ids(self) -> list[str]:
+        """Each row's trajectory id."""
+        return [place.id for place in self.places]
 
     @property
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
-        return int((self.span_ids_BS != PADDING).sum())
+        return sum(place.stop - place.start for place in self.places)
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows share a sequence."""
+        return len(self.places) > len(self.tokens_BS)
+
+    @cached_property
+    def attention(self) -> dict[str, Any]:
+        """What a torchtune decoder needs beside the tokens: nothing, or for packed rows.
+
+        Returns:
+            ``input_pos`` [B, S], which starts at 0 in every row, and ``mask``, by which a token
+            sees the earlier ones of its own row only: bool [B, S, S] (true: sees), or flex
+            attention's ``BlockMask`` where torchtune uses that.
+        """
+        if not self.packed:
+            return {}
+        width, device = self.tokens_BS.shape[1], self.tokens_BS.device
+        lengths = [
+            [p.stop - p.start for p in self.places if p.sequence == b]
+            for b in range(len(self.tokens_BS))
+        ]
+        padded = [[*seq, width - sum(seq)] if sum(seq) < width else seq for seq in lengths]
+        positions = [torch.cat([torch.arange(n) for n in seq]) for seq in padded]
+        mask = packed_block_causal_mask([torch.tensor(seq, device=device) for seq in padded])
+        return {"mask": mask, "input_pos": torch.stack(positions).to(device)}
 
 
 def collate(
     rows: Sequence[TokenizedTrajectory], pad_id: int, spec: LossSpec | None = None
 ) -> Batch:
-    """Pads rows on the right and shifts targets.
+    """One row a sequence, padded on the right, targets shifted.
 
     Args:
         rows: at least one.
@@ -66,26 +116,47 @@ def collate(
         spec: drop what follows a row's last target that this loss supervises (no loss and no
             earlier token depends on it); None keeps everything.
     """
-    lengths = [_used_length(row, spec) for row in rows]
-    width = max(lengths)
-    shape = (len(rows), width)
+    return collate_packed([[row] for row in rows], pad_id, spec)
+
+
+def collate_packed(
+    sequences: Sequence[Sequence[TokenizedTrajectory]],
+    pad_id: int,
+    spec: LossSpec | None = None,
+    multiple_of: int = 1,
+) -> Batch:
+    """Like :func:`collate`, with several rows one behind another in a sequence.
+
+    No row predicts another's first token, and with :attr:`Batch.attention` none sees another.
+
+    Args:
+        sequences: rows of each sequence; at least one each.
+        pad_id: token id of padding.
+        spec: as in :func:`collate`.
+        multiple_of: the width is rounded up to a multiple of this (fewer shapes to compile for).
+    """
+    lengths = [[_used_length(row, spec) for row in rows] for rows in sequences]
+    width = -(-max(sum(seq) for seq in lengths) // multiple_of) * multiple_of
+    shape = (len(sequences), width)
     tokens = np.full(shape, pad_id, dtype=np.int64)
     targets = np.full(shape, pad_id, dtype=np.int64)
     span_ids = np.full(shape, PADDING, dtype=np.int64)
     steps = np.zeros(shape, dtype=np.int64)
     branch = np.zeros(shape, dtype=bool)
-    for i, (row, n) in enumerate(zip(rows, lengths)):
-        tokens[i, :n] = row.tokens[:n]
-        targets[i, :n] = row.tokens[1 : n + 1]
-        span_ids[i, :n] = row.span_ids[1 : n + 1]
-        steps[i, :n] = row.steps[1 : n + 1]
-        branch[i, :n] = row.branch[1 : n + 1]
+    places = []
+    for i, rows in enumerate(sequences):
+        start = 0
+        for row, n in zip(rows, lengths[i]):
+            here = slice(start, start + n)
+            tokens[i, here] = row.tokens[:n]
+            targets[i, here] = row.tokens[1 : n + 1]
+            span_ids[i, here] = row.span_ids[1 : n + 1]
+            steps[i, here] = row.steps[1 : n + 1]
+            branch[i, here] = row.branch[1 : n + 1]
+            places.append(Place(i, start, start + n, row.id, row_key(row)))
+            start += n
     arrays = (tokens, targets, span_ids, steps, branch)
-    return Batch(
-        *(torch.from_numpy(a) for a in arrays),
-        ids=[row.id for row in rows],
-        keys=[row_key(row) for row in rows],
-    )
+    return Batch(*(torch.from_numpy(a) for a in arrays), places)
 
 
 def row_key(row: TokenizedTrajectory) -> str:
@@ -107,13 +178,3 @@ def _used_length(row: TokenizedTrajectory, spec: LossSpec | None) -> int:
     )
     last = chosen.nonzero()
     return int(last[-1]) + 1 if len(last) else 1
-
-
-def micro_batches(rows: Sequence[int], batch_size: int, rank: int, world: int) -> list[list[int]]:
-    """This rank's share of a step's rows, in micro-batches of at most ``batch_size``.
-
-    Ranks take turns row by row, so that lengths (rows come sorted) are even across ranks. A rank
-    may get none.
-    """
-    mine = list(rows)[rank::world]
-    return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]

@@ -72,7 +72,7 @@ class LiveTeacher(Teacher):
 
     @torch.no_grad()
     def rows(self, batch: Batch, chosen_BS: Tensor) -> HiddenRows:
-        return HiddenRows(self.model(batch.tokens_BS)[chosen_BS], self.head)
+        return HiddenRows(self.model(batch.tokens_BS, **batch.attention)[chosen_BS], self.head)
 
 
 def as_teacher(component: Any) -> Teacher | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sad_components.data import StepOrder, collate, micro_batches
+from sad_components.data import StepOrder, collate
 from sad_components.data.batch import PADDING
 from sad_components.data.transform import TokenizedTrajectory
 from sad_components.loss import LossSpec, SpanLoss
@@ -57,17 +57,6 @@ def test_rows_of_a_step_come_by_length():
     lengths = [5, 1, 9, 3]
     order = StepOrder(lengths, 4, 0)
     assert [lengths[i] for i in order.step_rows(0)] == [1, 3, 5, 9]
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_ranks_share_the_same_rows(world):
-    order = StepOrder(range(37), global_batch=8, seed=1)
-    for step in range(order.steps_per_epoch):
-        rows = order.step_rows(step)
-        shares = [micro_batches(rows, 2, rank, world) for rank in range(world)]
-        read = [i for share in shares for batch in share for i in batch]
-        assert sorted(read) == sorted(rows)
-        assert all(len(batch) <= 2 for share in shares for batch in share)
 
 
 def test_a_step_reads_at_least_one_row():

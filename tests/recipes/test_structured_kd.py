@@ -137,15 +137,18 @@ SGD = (
 
 
 def test_gradient_does_not_depend_on_the_split(tmp_path):
-    """8 rows at once, 2 x 4 accumulated and 2 processes x 4 rows: one SGD step, equal weights."""
+    """8 rows at once, accumulated, packed, on 2 processes, ..: one SGD step, equal weights."""
     start = run(*SGD, "max_steps=0", "output_dir=start")
     assert start.step == 0
     run(*SGD, "batch_size=8", "output_dir=whole")
     run(*SGD, "batch_size=4", "gradient_accumulation_steps=2", "output_dir=accumulated")
-    tune_two(*SGD, "batch_size=4", "output_dir=ranks", cwd=tmp_path)
+    budget = ("max_tokens_per_batch=1500", "batch_size=8")
+    run(*SGD, *budget, "output_dir=budget")
+    run(*SGD, *budget, "packing=true", "output_dir=packed")
+    tune_two(*SGD, "batch_size=4", "packing=true", "output_dir=ranks", cwd=tmp_path)
     before, whole = weights("start"), weights("whole")
     assert max((whole[k] - before[k]).abs().max() for k in whole) > 1e-5
-    for name in ("accumulated", "ranks"):
+    for name in ("accumulated", "budget", "packed", "ranks"):
         for key, value in weights(name).items():
             torch.testing.assert_close(
                 value, whole[key], atol=1e-10, rtol=1e-8, msg=f"{name} {key}"

@@ -453,7 +453,7 @@ def test_prefetched_rows_equal_read_ones_and_stay_few(tmp_path):
     a, b = ahead.rows(batch, chosen), plain.rows(batch, chosen)
     assert torch.equal(a.ids_NK, b.ids_NK)
     assert torch.equal(a.at(1.0), b.at(1.0))
-    assert not set(batch.keys) & set(ahead._ahead)
+    assert not {place.key for place in batch.places} & set(ahead._ahead)
 
 
 def test_a_loss_of_one_kind_reads_its_tokens_only(tmp_path):

@@ -189,11 +189,11 @@ class CachedTeacher(Teacher):
                 f"the teacher cache {self.root} holds tokens of the span kinds "
                 f"{self.settings['spans']['supervise']}, but others are asked for"
             )
-        places_BS = stored_BS.cumsum(1) - 1
-        pieces = [
-            _select(self._take(key, name), places_BS[b][chosen_BS[b]])
-            for b, (key, name) in enumerate(zip(batch.keys, batch.ids))
-        ]
+        pieces = []
+        for row in batch.places:
+            here = (row.sequence, slice(row.start, row.stop))
+            stored_at = stored_BS[here].cumsum(0) - 1
+            pieces.append(_select(self._take(row.key, row.id), stored_at[chosen_BS[here]]))
         return self._join(pieces, device)
 
     def close(self) -> None:
