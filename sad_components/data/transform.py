@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from sad_components.data.chat_template import compile_template
 from sad_components.data.rendering import Rendered, render_chatml, render_plain
+from sad_components.data.shuffle import shuffle_spans as with_shuffled_spans
 from sad_components.data.template_rendering import NotAppendOnly, TemplateRenderer
 from sad_components.data.tokenizers import as_offset_tokenizer
 from sad_components.formats import get_format
@@ -91,9 +93,11 @@ class SpanTokenizer:
         on_rewrite: what to do when the chat template rewrites earlier turns: ``error``, or
             ``per_turn`` (one row for each agent turn).
         add_bos: whether plain style starts with the bos token; None: if the tokenizer has one.
+        shuffle_spans: an ablation: the seed with which each row's spans are put into random places
+            (:func:`~sad_components.data.shuffle.shuffle_spans`); None: where they are.
 
     Raises:
-        ValueError: an option is none of its choices.
+        ValueError: an option is none of its choices, or the seed no integer >= 0.
 
     Example:
         >>> transform = SpanTokenizer(tokenizer, style="plain")
@@ -113,16 +117,19 @@ class SpanTokenizer:
         truncate: str = "end",
         on_rewrite: str = "error",
         add_bos: bool | None = None,
+        shuffle_spans: int | None = None,
     ) -> None:
         _choice("style", style, ("chat", "plain"))
         _choice("truncate", truncate, ("end", "start"))
         _choice("on_rewrite", on_rewrite, ("error", "per_turn"))
+        _check_seed("shuffle_spans", shuffle_spans)
         self.tokenizer = as_offset_tokenizer(tokenizer)
         self.style = style
         self.format = format
         self.max_seq_len = max_seq_len
         self.truncate = truncate
         self.on_rewrite = on_rewrite
+        self.shuffle_spans = shuffle_spans
         has_bos = self.tokenizer.bos_id is not None
         self.add_bos = (style == "plain" and has_bos) if add_bos is None else add_bos
         self._template: TemplateRenderer | None = None
@@ -174,6 +181,12 @@ class SpanTokenizer:
                 raise
             return self._template.render_per_turn(messages, spans, thought_optional=optional)
 
+    def with_real_spans(self) -> SpanTokenizer:
+        """This transform without ``shuffle_spans``: for rows that scores are taken on."""
+        real = copy(self)
+        real.shuffle_spans = None
+        return real
+
     def rows(self, trajectory: Trajectory) -> list[TokenizedTrajectory]:
         """Tokenised rows, cut to ``max_seq_len``.
 
@@ -196,6 +209,8 @@ class SpanTokenizer:
             )
         if self.max_seq_len is not None and len(row) > self.max_seq_len:
             row = truncate_steps(row, self.max_seq_len, self.truncate)
+        if self.shuffle_spans is not None:
+            row = with_shuffled_spans(row, self.shuffle_spans)
         return row
 
 
@@ -284,3 +299,8 @@ def _with_bos(row: TokenizedTrajectory, bos: int) -> TokenizedTrajectory:
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is one of {', '.join(choices)}; got {value!r}")
+
+
+def _check_seed(name: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise ValueError(f"{name} is a seed, an integer >= 0, or null; got {value!r}")

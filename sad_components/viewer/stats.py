@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sad_components.data.curriculum import complexity
 from sad_components.data.rendering import Rendered
 from sad_components.spans import AGENT_KINDS, SpanKind
 from sad_components.viewer.reading import CutRow, Cutter, add_file_arguments, with_progress
@@ -61,7 +62,7 @@ class Stats:
     """Counts over the rows of a file.
 
     Args:
-        alpha: weight of REASON in the complexity ``alpha * REASON + beta * ACT``.
+        alpha: weight of REASON in the complexity (without its entropy term).
         beta: weight of ACT.
         tokenizer: counts its tokens; None counts characters.
     """
@@ -95,7 +96,8 @@ class Stats:
         amount = self._measure(row)
         self.amount.update({kind.label: count for kind, count in amount.items()})
         self.length.add(sum(amount.values()))
-        self.complexity.add(self.alpha * amount[SpanKind.REASON] + self.beta * amount[SpanKind.ACT])
+        reason, act = amount[SpanKind.REASON], amount[SpanKind.ACT]
+        self.complexity.add(complexity(reason, act, 0.0, alpha=self.alpha, beta=self.beta))
 
     def _add_steps(self, row: CutRow) -> None:
         thinking = {s.step for s in row.spans if s.kind is SpanKind.REASON}
