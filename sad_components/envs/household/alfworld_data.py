@@ -6,8 +6,6 @@ Either wording is understood in both.
 
 from __future__ import annotations
 
-import copy
-import functools
 import json
 import os
 import random
@@ -19,6 +17,7 @@ from sad_components.envs.household.engine import NOTHING_HAPPENS, kept_argv
 from sad_components.envs.household.episodes import INSTRUCTIONS, render_turn
 from sad_components.envs.household.expert import Expert
 from sad_components.envs.household.pddl import MISSING_EXTRA
+from sad_components.envs.household.textworld_speed import memoise_parsers
 from sad_components.envs.household.thoughts import Narrator
 from sad_components.envs.protocol import Environment, Outcome, require_task, slice_tasks
 from sad_components.trajectory import Message
@@ -68,7 +67,7 @@ class AlfWorldEnvironment(Environment):
         self._env: Any = None
         self._log: list[tuple[str, str]] = []
         self._expert: tuple[Expert, Narrator] | None = None
-        _memoise_parser()
+        _memoise_parsers()
 
     def tasks(self, count: int | None = None, seed: int = 0) -> list[str]:
         return slice_tasks(list(self._games), count, seed, self.name)
@@ -170,16 +169,11 @@ def _new_env() -> Any:
     return AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)))
 
 
-@functools.cache
-def _memoise_parser() -> None:
-    """Makes the engine parse each rule of its grammar once a process, not at every use."""
+def _memoise_parsers() -> None:
     try:
-        from textworld.envs.pddl import textgen
+        memoise_parsers()
     except ImportError as error:
         raise ImportError(MISSING_EXTRA) from error
-    parse = functools.lru_cache(maxsize=8192)(textgen._parse_and_convert)
-    # a copy: the engine writes contexts into the symbols
-    textgen._parse_and_convert = lambda *args, **kwargs: copy.deepcopy(parse(*args, **kwargs))
 
 
 def _other_wording(action: str) -> str:

@@ -1,8 +1,9 @@
 """The games played in TextWorld's engine, the fast way.
 
-ALFWorld's own stack parses domain and grammar for every game and renders every admissible command
-at every step. Here all games share one parsed ``GameLogic``, and each ground action's command is
-rendered once per game. Texts and rules stay the engine's own; a test plays both side by side.
+ALFWorld's own stack parses domain and grammar for every game, translates every game twice and
+renders every admissible command at every step. Here all games share one parsed ``GameLogic``, a game
+is translated once, and each ground action's command is rendered once per game. Texts and rules stay
+the engine's own; a test plays both side by side.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sad_components.envs.household.pddl import (
     problem_text,
     task_sentence,
 )
+from sad_components.envs.household.textworld_speed import memoise_parsers, translated_once
 
 NOTHING_HAPPENS = "Nothing happens."
 
@@ -122,14 +124,14 @@ class HouseholdEnv:
 
     def _load(self, game: Game) -> None:
         pddl = _textworld_pddl()
-        with kept_argv():
+        with kept_argv(), translated_once():
             self._state = pddl.PddlState(self._library, problem_text(game), _shared_logic())
         self._initial_facts = list(self._state.facts)
         name_of = {identifier: name for name, identifier in entity_ids(game).items()}
         variables = {v.name: v.type for fact in self._initial_facts for v in fact.arguments}
         self._entities = {}
         for identifier, kind in variables.items():
-            entity = pddl.EntityInfo(identifier, kind)
+            entity = pddl.Entity(identifier, kind)
             entity.name = name_of.get(identifier, identifier)
             entity.definite, entity.indefinite = "the", "a"
             self._entities[identifier] = entity
@@ -151,7 +153,9 @@ class HouseholdEnv:
         places = action.mapping
         key = " ".join([action.name, *(v.name for p, v in places.items() if p.name != "lstart")])
         if key not in self._command_of:
-            template = self._derive(action.command_template, places)
+            template = action.command_template
+            if "[" in template:  # it asks the state
+                template = self._derive(template, places)
             names = {ph.name: self._entities[v.name].name for ph, v in places.items()}
             self._command_of[key] = template.format(**names)
         return self._command_of[key]
@@ -186,8 +190,14 @@ class _Pddl:
         from textworld.envs.pddl.logic import GameLogic, PddlState
         from textworld.generator.game import EntityInfo
 
+        class Entity(EntityInfo):
+            """The grammar copies its context for every symbol; names never change."""
+
+            def __deepcopy__(self, memo: dict[int, Any]) -> Entity:
+                return self
+
         self.fast_downward = fast_downward
-        self.GameLogic, self.PddlState, self.EntityInfo = GameLogic, PddlState, EntityInfo
+        self.GameLogic, self.PddlState, self.Entity = GameLogic, PddlState, Entity
 
 
 @functools.cache
@@ -201,6 +211,7 @@ def _textworld_pddl() -> _Pddl:
 @functools.cache
 def _shared_logic() -> Any:
     domain, grammar = domain_and_grammar()
+    memoise_parsers()
     return _textworld_pddl().GameLogic(domain=domain, grammar=grammar)
 
 
