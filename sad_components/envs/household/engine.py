@@ -1,9 +1,9 @@
 """The games played in TextWorld's engine, the fast way.
 
 ALFWorld's own stack parses domain and grammar for every game, translates every game twice and
-renders every admissible command at every step. Here all games share one parsed ``GameLogic``, a game
-is translated once, and each ground action's command is rendered once per game. Texts and rules stay
-the engine's own; a test plays both side by side.
+renders every admissible command at every step. Here all games share one parsed ``GameLogic``, a
+game is translated once, and each ground action's command is rendered once per game. Texts and
+rules stay the engine's own; a test plays both side by side.
 """
 
 from __future__ import annotations
