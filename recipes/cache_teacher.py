@@ -75,9 +75,13 @@ class CacheTeacherRecipe:
         self.tokenizer = build(cfg.tokenizer, "tokenizer")
         self.transform = call(SpanTokenizer, cfg.get("transform"), "transform", self.tokenizer)
         self.datasets = {}
-        for name, key in (("train", "dataset"), ("heldout", "heldout")):
+        real = self.transform.with_real_spans()  # as structured_kd reads its held-out rows
+        for name, key, transform in (
+            ("train", "dataset", self.transform),
+            ("heldout", "heldout", real),
+        ):
             if cfg.get(key):
-                data = call(TrajectoryDataset, cfg[key], key, transform=self.transform)
+                data = call(TrajectoryDataset, cfg[key], key, transform=transform)
                 self.say(*data.report.lines())
                 self.datasets[name] = data.rows
         kinds = [SpanKind.parse(name) for name in cfg.cache.get("supervise", ("reason", "act"))]

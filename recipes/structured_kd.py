@@ -21,6 +21,7 @@ from torchtune import config, training
 from tqdm import tqdm
 
 from sad_components.data import Batching, StepOrder, TrajectoryDataset, collate_packed
+from sad_components.data.curriculum import Curriculum, CurriculumOrder
 from sad_components.data.transform import SpanTokenizer, TokenizedTrajectory
 from sad_components.evaluation.heldout import HeldoutEvaluator, format_table, teacher_row
 from sad_components.loss import HiddenRows
@@ -49,7 +50,7 @@ KEYS = (
     *("tokenizer", "transform", "dataset", "heldout", "teacher", "student", "loss"),
     # how
     *("optimizer", "lr_scheduler", "epochs", "max_steps", "batch_size", "clip_grad_norm"),
-    *("max_tokens_per_batch", "packing"),
+    *("max_tokens_per_batch", "packing", "curriculum"),
     *("gradient_accumulation_steps", "seed", "device", "dtype", "compile"),
     # where and how often
     *("output_dir", "resume", "metric_logger", "log_every_n_steps", "eval_every_n_steps"),
@@ -114,10 +115,14 @@ class StructuredKDRecipe:
             keep = cfg.get("keep_checkpoints", 2)
             self.folder = RunFolder(cfg.output_dir, resume=self.resume, keep=keep)
         distributed.barrier()
+        self.curriculum = None
+        if cfg.get("curriculum") is not None:
+            self.curriculum = call(Curriculum, cfg.curriculum, "curriculum")
         self.tokenizer = build(cfg.tokenizer, "tokenizer")
         self.transform = call(SpanTokenizer, cfg.get("transform"), "transform", self.tokenizer)
         self._setup_data(cfg)
         self._setup_models(cfg)
+        self._setup_order()
         self._setup_optimizer(cfg)
         if self.resume:
             self._load_checkpoint()
@@ -128,10 +133,10 @@ class StructuredKDRecipe:
         self.throughput = Throughput(self.device)
 
     def _setup_data(self, cfg: DictConfig) -> None:
-        transform = {"transform": self.transform}
-        self.data = call(TrajectoryDataset, cfg.dataset, "dataset", **transform)
+        self.data = call(TrajectoryDataset, cfg.dataset, "dataset", transform=self.transform)
         heldout = cfg.get("heldout")
-        heldout = heldout and call(TrajectoryDataset, heldout, "heldout", **transform)
+        real = self.transform.with_real_spans()  # scores mean the same in every ablation
+        heldout = heldout and call(TrajectoryDataset, heldout, "heldout", transform=real)
         self.heldout_rows = heldout.rows if heldout else []
         for part in (self.data, heldout):
             self.say(*(part.report.lines() if part else []))
@@ -145,8 +150,6 @@ class StructuredKDRecipe:
             packing=cfg.get("packing", False),
         )
         self.width = PACKED_MULTIPLE if self.batching.packing and self.device.type == "cuda" else 1
-        epoch = [self.order.step_rows(step) for step in range(self.order.steps_per_epoch)]
-        self.say(*self.batching.describe(epoch, self.world))
         self.total_steps = self.order.steps_per_epoch * cfg.get("epochs", 1)
         if cfg.get("max_steps") is not None:
             self.total_steps = min(self.total_steps, cfg.max_steps)
@@ -179,6 +182,18 @@ class StructuredKDRecipe:
         if self.compile:
             training.compile_model(self.student, verbose=False)
             self.loss_fn = torch.compile(self.loss_fn, dynamic=True)
+
+    def _setup_order(self) -> None:
+        """The curriculum's order, if there is one: now the teacher's entropy can be asked for."""
+        if self.curriculum is not None:
+            rows, knows = self.data.rows, self.teacher and self.curriculum.gamma
+            entropies = self.teacher.entropies(rows) if knows else None
+            complexities = self.curriculum.complexities(rows, entropies)
+            self.order = CurriculumOrder(
+                self.order, complexities, self.curriculum, self.total_steps
+            )
+        epoch = [self.order.step_rows(step) for step in range(self.order.steps_per_epoch)]
+        self.say(*self.order.describe(), *self.batching.describe(epoch, self.world))
 
     def _setup_optimizer(self, cfg: DictConfig) -> None:
         self.optimizer = build(cfg.optimizer, "optimizer", self.student.parameters())
@@ -219,7 +234,7 @@ class StructuredKDRecipe:
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step; its loss and per-span means over all ranks."""
-        metrics = self.gradients()
+        metrics = {**self.gradients(), **self.order.metrics(self.step)}
         if self.clip is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
             metrics["grad_norm"] = float(norm)
@@ -316,7 +331,7 @@ class StructuredKDRecipe:
         if self.is_main:
             state = {
                 "step": self.step,
-                "order": self._order(),
+                "order": self.order.settings(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict() if self.scheduler else None,
                 "heldout": self.heldout,
@@ -325,20 +340,17 @@ class StructuredKDRecipe:
             self.folder.save_checkpoint(self.step, state, self._write_student)
         distributed.barrier()
 
-    def _order(self) -> dict[str, int]:
-        """What decides which rows a step reads."""
-        rows, per_step = len(self.order.lengths), self.order.global_batch
-        return {"seed": self.seed, "rows": rows, "rows_per_step": per_step}
-
     def _load_checkpoint(self) -> None:
         if not self.is_main:
             self.folder = RunFolder(self.cfg.output_dir, resume=True)
         path, state = self.folder.load_checkpoint()
-        if state["order"] != self._order():
+        order = self.order.settings()
+        if state["order"] != order:
             raise ConfigError(
                 f"resume: true goes on in the run's order of rows ({state['order']}), but this "
-                f"config has another ({self._order()}); use the run's seed and dataset, and as "
-                "many rows per step (batch_size x gradient_accumulation_steps x processes)"
+                f"config has another ({order}); use the run's seed, dataset and curriculum (with "
+                "its number of steps), and as many rows per step (batch_size x "
+                "gradient_accumulation_steps x processes)"
             )
         saved = from_pretrained(path, dtype=self.dtype, device=self.device)
         self.student.load_state_dict(saved.state_dict())
@@ -372,6 +384,7 @@ class StructuredKDRecipe:
             "heldout": self.heldout,
             "data": self.data.report.to_dict(),
             "steps": self.step,
+            "order": {**self.order.settings(), **self.order.metrics(max(self.step - 1, 0))},
             "throughput": self.throughput.totals(),
             "seed": self.seed,
             "dtype": str(self.dtype).removeprefix("torch."),

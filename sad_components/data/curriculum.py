@@ -9,17 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from sad_components.data.batch import row_key
 from sad_components.data.order import StepOrder
-from sad_components.data.transform import TokenizedTrajectory
 from sad_components.spans import SpanKind
+
+if TYPE_CHECKING:
+    from sad_components.data.transform import TokenizedTrajectory
 
 #: Told apart from the seeds of plain shuffles and mixtures.
 _DRAWS = 3
@@ -90,32 +91,35 @@ class Curriculum:
             raise ValueError(f"curriculum.{name} is a number {range_}; got {getattr(self, name)!r}")
 
     def complexities(
-        self, rows: Sequence[TokenizedTrajectory], cached: Mapping[str, float] | None = None
+        self,
+        rows: Sequence[TokenizedTrajectory],
+        from_teacher: Sequence[float | None] | None = None,
     ) -> np.ndarray:
         """Complexity of each row, float64, shape [rows].
 
         Args:
             rows: tokenised rows.
-            cached: row key -> teacher entropy, as a teacher cache knows it. It goes before a
-                row's own ``meta.teacher_entropy``; the file ``entropy`` goes before both.
+            from_teacher: the teacher's entropy on each row, None where it knows none. It goes
+                before a row's own ``meta.teacher_entropy``; the file ``entropy`` before both.
 
         Raises:
             ValueError: ``gamma`` is not 0 and the entropy of some rows is not known.
         """
         counts = np.array([np.bincount(r.span_ids, minlength=len(SpanKind)) for r in rows])
-        entropies = self._entropies(rows, cached or {}) if self.gamma else np.zeros(len(rows))
+        entropies = self._entropies(rows, from_teacher) if self.gamma else np.zeros(len(rows))
         reason, act = counts[:, SpanKind.REASON], counts[:, SpanKind.ACT]
         weights = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
         return complexity(reason, act, entropies, **weights)
 
     def _entropies(
-        self, rows: Sequence[TokenizedTrajectory], cached: Mapping[str, float]
+        self, rows: Sequence[TokenizedTrajectory], from_teacher: Sequence[float | None] | None
     ) -> np.ndarray:
         if self.entropy is not None:
             by_id = read_entropies(self.entropy)
             known = [by_id.get(row.id) for row in rows]
         else:
-            known = [cached.get(row_key(row), row.entropy) for row in rows]
+            said = from_teacher or [None] * len(rows)
+            known = [row.entropy if value is None else value for row, value in zip(rows, said)]
         missing = [row.id for row, value in zip(rows, known) if not _is_finite(value)]
         if missing:
             shown = ", ".join(missing[:5]) + (", .." if len(missing) > 5 else "")
@@ -129,7 +133,7 @@ class Curriculum:
 
 
 class CurriculumOrder(StepOrder):
-    """Rows by :class:`Curriculum`: a pool that begins with the easiest and grows to all of them.
+    """Rows by a :class:`Curriculum`: a pool that begins with the easiest and grows to all of them.
 
     With n rows, T steps and F = round(full_at * T), but at most T - 1, the pool at step s holds
     the round(n * min(1, start + (1 - start) * s / F)) easiest rows, and at least one step's rows.
@@ -137,35 +141,31 @@ class CurriculumOrder(StepOrder):
     runs is among the rows that this pass has still to read; so no row is lost, and with one epoch
     each is read once. When all rows are in, passes are the usual shuffles.
 
-    A step reads as many rows as it does in :class:`StepOrder`, of a mixture as many of each source:
-    every source has a pool of its own, with the same share of its rows, so that the weights hold
-    from the first step.
+    A step reads as many rows as it does without, and of a mixture as many of each source: every
+    source has a pool of its own, with the same share of its rows, so that the weights hold from the
+    first step.
 
     Everything is a function of the arguments and the step; nothing else has to be stored.
 
     Args:
-        lengths, global_batch, seed, groups, weights: see :class:`StepOrder`.
+        plain: the order without a curriculum: rows, rows per step, seed, sources.
         complexities: of each row; rows of equal complexity come as in the data.
         curriculum: the pace.
         total_steps: optimizer steps of the whole training.
 
     Raises:
-        ValueError: as :class:`StepOrder`, or there are not as many complexities as rows.
+        ValueError: there are not as many complexities as rows.
     """
 
     def __init__(
         self,
-        lengths: Sequence[int],
-        global_batch: int,
-        seed: int,
-        *,
-        complexities: np.ndarray,
+        plain: StepOrder,
+        complexities: Sequence[float] | np.ndarray,
         curriculum: Curriculum,
         total_steps: int,
-        groups: Sequence[int] | None = None,
-        weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(lengths, global_batch, seed, groups=groups, weights=weights)
+        sources = {"groups": plain.groups, "weights": plain.weights}
+        super().__init__(plain.lengths, plain.global_batch, plain.seed, **sources)
         self.complexities = np.asarray(complexities, dtype=np.float64)
         if self.complexities.shape != self.lengths.shape:
             raise ValueError(
@@ -179,7 +179,7 @@ class CurriculumOrder(StepOrder):
         self._sources = np.zeros(len(self.lengths), int) if self.groups is None else self.groups
         easiest = np.argsort(self.complexities, kind="stable")
         self._pools = [
-            _Pool(easiest[self._sources[easiest] == source], [seed, source, _DRAWS])
+            _Pool(easiest[self._sources[easiest] == source], [self.seed, source, _DRAWS])
             for source in range(int(self._sources.max()) + 1)
         ]
         self._steps: list[list[int]] = []

@@ -59,6 +59,7 @@ class StepOrder:
         self.lengths = np.asarray(lengths)
         self.global_batch = global_batch
         self.seed = seed
+        self.weights = weights
         self.groups: np.ndarray | None = None
         self.shares: list[int] | None = None
         if groups is not None and weights is not None:

@@ -41,6 +41,13 @@ class Teacher(ABC):
     ) -> None:
         """Raises ``ValueError`` if it cannot serve this loss on these rows: called at start."""
 
+    def entropies(self, rows: Sequence[TokenizedTrajectory]) -> list[float | None]:
+        """Its mean entropy on each row's supervised tokens, nats per token.
+
+        None where that is not known before training: everywhere, for a model that runs live.
+        """
+        return [None] * len(rows)
+
     @abstractmethod
     def prefetch(self, rows: Sequence[TokenizedTrajectory]) -> None:
         """Says which rows will be asked for next."""

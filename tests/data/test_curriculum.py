@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sad_components.data import Batching, StepOrder
-from sad_components.data.batch import row_key
 from sad_components.data.curriculum import Curriculum, CurriculumOrder, complexity
 from sad_components.data.transform import TokenizedTrajectory
 
@@ -30,17 +29,9 @@ def row(reason, act, *, id="r", entropy=None):
 def make(rows=40, batch=4, epochs=3, seed=0, complexities=None, mix=None, **pace):
     """An order over ``epochs``; row i is the i-th easiest unless told otherwise."""
     complexities = np.arange(rows) if complexities is None else complexities
-    spread = RANDOM.permutation(rows) + 5
-    plain = StepOrder(spread, batch, seed)
-    return CurriculumOrder(
-        spread,
-        batch,
-        seed,
-        complexities=complexities,
-        curriculum=Curriculum(**pace),
-        total_steps=plain.steps_per_epoch * epochs,
-        **(mix or {}),
-    )
+    plain = StepOrder(RANDOM.permutation(rows) + 5, batch, seed, **(mix or {}))
+    total = plain.steps_per_epoch * epochs
+    return CurriculumOrder(plain, complexities, Curriculum(**pace), total)
 
 
 def steps(order):
@@ -58,15 +49,15 @@ def test_complexity_by_hand():
     assert Curriculum().complexities([row(10, 4), row(3, 1)]).tolist() == [14.0, 4.0]
 
 
-def test_entropy_comes_from_the_file_then_the_cache_then_the_row(tmp_path):
+def test_entropy_comes_from_the_file_then_the_teacher_then_the_row(tmp_path):
     rows = [row(1, 1, id="a", entropy=1.0), row(2, 1, id="b", entropy=1.0)]
-    cached = {row_key(rows[0]): 2.0}
+    said = [2.0, None]
     (tmp_path / "entropy.json").write_text(json.dumps({"a": 5.0, "b": 6.0}))
     only_gamma = {"alpha": 0.0, "beta": 0.0, "gamma": 1.0}
     assert Curriculum(**only_gamma).complexities(rows).tolist() == [1.0, 1.0]
-    assert Curriculum(**only_gamma).complexities(rows, cached).tolist() == [2.0, 1.0]
+    assert Curriculum(**only_gamma).complexities(rows, said).tolist() == [2.0, 1.0]
     file = str(tmp_path / "entropy.json")
-    assert Curriculum(**only_gamma, entropy=file).complexities(rows, cached).tolist() == [5.0, 6.0]
+    assert Curriculum(**only_gamma, entropy=file).complexities(rows, said).tolist() == [5.0, 6.0]
 
 
 def test_rows_without_entropy_are_counted_and_the_remedy_named():
@@ -142,9 +133,7 @@ def test_all_rows_are_in_by_the_last_step_at_the_latest(full_at, full_step):
 
 def test_a_training_of_one_step_or_none():
     for total in (0, 1):
-        order = CurriculumOrder(
-            [1] * 4, 4, 0, complexities=np.arange(4), curriculum=Curriculum(), total_steps=total
-        )
+        order = CurriculumOrder(StepOrder([1] * 4, 4, 0), range(4), Curriculum(), total)
         assert sorted(order.step_rows(0)) == [0, 1, 2, 3]
 
 
@@ -207,14 +196,8 @@ def test_easy_rows_are_read_more_often():
 def test_the_order_is_a_function_of_step_and_settings():
     order = make(start=0.3)
     known = steps(order)
-    again = CurriculumOrder(
-        order.lengths,
-        4,
-        0,
-        complexities=order.complexities,
-        curriculum=order.curriculum,
-        total_steps=order.total_steps,
-    )
+    plain = StepOrder(order.lengths, 4, 0)
+    again = CurriculumOrder(plain, order.complexities, order.curriculum, order.total_steps)
     assert [again.step_rows(step) for step in reversed(range(30))] == known[::-1]
     assert again.settings() == order.settings()
     assert len(again.step_rows(30)) == 4  # what a recipe reads ahead of its last step

@@ -167,6 +167,15 @@ class CachedTeacher(Teacher):
         check_parts(self.settings, describe_tokenizer(tokenizer), str(self.root), _REMEDY)
         check_rows(self._places, rows, str(self.root))
 
+    def entropies(self, rows: Sequence[TokenizedTrajectory]) -> list[float | None]:
+        """What was written down of each row: nats per supervised token; None of other rows."""
+        known = {
+            row.key: sum(row.entropy) / max(row.tokens, 1)
+            for entry in self._shards
+            for row in entry.rows
+        }
+        return [known.get(row_key(row)) for row in rows]
+
     def prefetch(self, rows: Sequence[TokenizedTrajectory]) -> None:
         """Starts to read these rows; the oldest unread ones give way."""
         for key in (row_key(row) for row in rows[: self._prefetch_rows]):
