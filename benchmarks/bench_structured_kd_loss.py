@@ -2,7 +2,8 @@
 
 Forward KL, forward and backward, from hidden states [T, D] and a mask of supervised tokens to the
 loss and the gradients of the student's hidden states and head. Every method runs in a process of
-its own; the processes take turns, so that a busy machine slows all alike. See README.md here.
+its own; the processes take turns, so that a busy machine slows all alike. Where it does not, CPU
+seconds are the steadier figure (with OMP_NUM_THREADS=1: no thread then waits for another).
 
     python benchmarks/bench_structured_kd_loss.py --json --peers-python VENV/bin/python
 """
@@ -197,9 +198,10 @@ def serve(method: str, case: Case) -> None:
     print(json.dumps(reply), file=replies)
     for _ in sys.stdin:
         _drop_gradients(inputs)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         loss = run(inputs)
-        reply = {"seconds": time.perf_counter() - start, "loss": loss}
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        reply = {"seconds": seconds, "cpu": cpu, "loss": loss}
         print(json.dumps(reply), file=replies)
 
 
@@ -246,7 +248,9 @@ class Worker:
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         )
-        self.method, self.seconds, self.loss = method, [], float("nan")
+        self.method, self.loss = method, float("nan")
+        self.seconds: list[float] = []
+        self.cpu: list[float] = []
         first = self._reply()
         self.extra_mb, self.versions = first["extra_mb"], first["versions"]
 
@@ -255,6 +259,7 @@ class Worker:
         print("run", file=self._process.stdin, flush=True)
         reply = self._reply()
         self.seconds.append(reply["seconds"])
+        self.cpu.append(reply["cpu"])
         self.loss = reply["loss"]
 
     def close(self) -> None:
@@ -283,12 +288,13 @@ def measure(case: str, methods: dict[str, str], rounds: int) -> list[dict[str, A
     finally:
         for worker in workers:
             worker.close()
-    times = {worker.method: worker.seconds for worker in workers}
+    bound = next(worker for worker in workers if worker.method == "bound")
+    own = next(worker for worker in workers if worker.method == "ours")
     shared = {"rounds": rounds, "load_average": round(load, 2), "hardware": _hardware()}
-    return [_row(case, worker, times) | shared for worker in workers]
+    return [_row(case, worker, bound, own) | shared for worker in workers]
 
 
-def _row(case: str, worker: Worker, times: dict[str, list[float]]) -> dict[str, Any]:
+def _row(case: str, worker: Worker, bound: Worker, own: Worker) -> dict[str, Any]:
     seconds = worker.seconds
     return {
         "case": case,
@@ -298,8 +304,11 @@ def _row(case: str, worker: Worker, times: dict[str, list[float]]) -> dict[str, 
         "loss": None if worker.loss != worker.loss else worker.loss,
         "seconds_min": round(min(seconds), 4),
         "seconds_max": round(max(seconds), 4),
-        "times_bound": round(_paired(seconds, times["bound"]), 3),
-        "times_ours": round(_paired(seconds, times["ours"]), 3),
+        "times_bound": round(_paired(seconds, bound.seconds), 3),
+        "times_ours": round(_paired(seconds, own.seconds), 3),
+        "cpu_seconds": round(statistics.median(worker.cpu), 4),
+        "cpu_times_bound": round(_paired(worker.cpu, bound.cpu), 3),
+        "cpu_times_ours": round(_paired(worker.cpu, own.cpu), 3),
         "config": asdict(_case(case)) | {"dtype": "float32"},
         "versions": worker.versions,
     }
@@ -330,11 +339,13 @@ def _case(name: str) -> Case:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        f"{'case':8} {'method':13} {'seconds':>8} {'x bound':>8} {'x ours':>7} {'extra MB':>9}"
+        f"{'case':8} {'method':13} {'seconds':>8} {'x bound':>8} {'x ours':>7} {'extra MB':>9} "
+        f"{'CPU s':>8} {'x bound':>8} {'x ours':>7}"
     ]
     lines += [
         f"{r['case']:8} {r['method']:13} {r['seconds']:8.3f} {r['times_bound']:8.2f} "
-        f"{r['times_ours']:7.2f} {r['extra_mb']:9.1f}"
+        f"{r['times_ours']:7.2f} {r['extra_mb']:9.1f} "
+        f"{r['cpu_seconds']:8.3f} {r['cpu_times_bound']:8.2f} {r['cpu_times_ours']:7.2f}"
         for r in rows
     ]
     return "\n".join(lines)
