@@ -1,4 +1,13 @@
-"""ChatML as flat text: ``<|im_start|>role`` .. ``<|im_end|>``, cut by the format of its turns."""
+"""ChatML as flat text: ``<|im_start|>role`` .. ``<|im_end|>``, cut by the format of its turns.
+
+The content of a turn may quote ChatML itself. What the template does tells the real headers:
+
+- the text opens with a header, and where headers stand right behind ``<|im_end|>`` by habit, one
+  that does not is quoted;
+- an ended turn is followed by a header: text or a second ``<|im_end|>`` behind the end of an agent
+  turn means that this turn was quoted, end token and all;
+- the agent does not speak twice in a row where it otherwise never does: the first was quoted.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +18,10 @@ from sad_components.formats.base import Format
 from sad_components.spans import AGENT_KINDS, Span, SpanKind, merge
 from sad_components.trajectory import ROLES, Message, TrajectoryError
 
-_TURN = re.compile(r"<\|im_start\|>(?P<role>\w+)\n|(?P<end><\|im_end\|>)")
-_START = "<|im_start|>"
+_HEADER = re.compile(r"<\|im_start\|>(?P<role>\w+)\n")
+#: How a ChatML text opens: with a header, behind white space or a token such as ``<s>``.
+_OPENING = re.compile(r"\s*(?:<[^<>\n]{1,40}>\s*)?<\|im_start\|>\w+\n")
+_END = "<|im_end|>"
 
 
 class Header(NamedTuple):
@@ -24,26 +35,71 @@ class Header(NamedTuple):
 
 
 def is_chatml(text: str) -> bool:
-    """Whether the text has ChatML role headers."""
-    return _START in text and _TURN.search(text) is not None
+    """Whether the text opens with a ChatML role header."""
+    return _OPENING.match(text) is not None
 
 
 def split_chatml(text: str) -> list[Header]:
-    """The turns of a ChatML text. A header inside a turn that was not ended opens a new one."""
+    """The turns of a ChatML text, without those that a turn quotes."""
+    headers = _behind_ends(text, list(_HEADER.finditer(text)))
     turns: list[Header] = []
-    open_at: re.Match[str] | None = None
-    for match in _TURN.finditer(text):
-        if open_at is not None:
-            end = match.end() if match["end"] else match.start()
-            turns.append(
-                Header(open_at["role"], open_at.start(), open_at.end(), match.start(), end)
-            )
-            open_at = None
-        if match["role"]:
-            open_at = match
-    if open_at is not None:
-        turns.append(Header(open_at["role"], open_at.start(), open_at.end(), len(text), len(text)))
-    return turns
+    for match, following in zip(headers, [*headers[1:], None], strict=False):
+        limit = following.start() if following else len(text)
+        quoted = match["role"] == "assistant" and turns and not _is_whole(text, match.end(), limit)
+        if quoted:
+            turns.append(_extended(text, turns.pop(), limit))
+        else:
+            turns.append(_turn(text, match["role"], match.start(), match.end(), limit))
+    return _without_repeats(text, turns)
+
+
+def _behind_ends(text: str, headers: list[re.Match[str]]) -> list[re.Match[str]]:
+    """The headers right behind an end token, if most are; else all."""
+    ended = [text.endswith(_END, 0, _rstrip(text, m.start())) for m in headers]
+    if sum(ended[1:]) * 2 < len(ended) - 1:
+        return headers
+    return [m for index, m in enumerate(headers) if ended[index] or index == 0]
+
+
+def _rstrip(text: str, end: int) -> int:
+    """``end`` moved back over white space."""
+    while end and text[end - 1].isspace():
+        end -= 1
+    return end
+
+
+def _is_whole(text: str, start: int, limit: int) -> bool:
+    """Whether a turn's end token, if it has one, is the last of its text up to ``limit``."""
+    end = text.find(_END, start, limit)
+    return end < 0 or not text[end + len(_END) : limit].strip()
+
+
+def _turn(text: str, role: str, start: int, content_start: int, limit: int) -> Header:
+    """The turn whose text runs up to ``limit``: it ends with the last end token in there."""
+    end = text.rfind(_END, content_start, limit)
+    if end < 0:
+        return Header(role, start, content_start, limit, limit)
+    return Header(role, start, content_start, end, end + len(_END))
+
+
+def _extended(text: str, turn: Header, limit: int) -> Header:
+    """The turn with all of its text up to ``limit``."""
+    return _turn(text, turn.role, turn.start, turn.content_start, limit)
+
+
+def _without_repeats(text: str, turns: list[Header]) -> list[Header]:
+    """The first of two agent turns in a row is the text before it, if such pairs are rare."""
+    agent = [turn.role == "assistant" for turn in turns]
+    pairs = [i for i in range(1, len(turns) - 1) if agent[i] and agent[i + 1] and not agent[i - 1]]
+    if not pairs or len(pairs) * 4 > sum(agent):
+        return turns
+    out: list[Header] = []
+    for index, turn in enumerate(turns):
+        if index in pairs:
+            out.append(_extended(text, out.pop(), turn.end))
+        else:
+            out.append(turn)
+    return out
 
 
 def chatml_messages(text: str, turns: list[Header]) -> list[Message]:

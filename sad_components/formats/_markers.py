@@ -8,10 +8,15 @@ What the harness does tells the real turns from the quoted ones:
   without one is quoted text, unless the transcript has no observation marker at all;
 - where turns are numbered, turn n + 1 follows turn n;
 - the episode is over with its last action (``Finish[..]``); a new one needs a header line
-  (``Question:``), and the last episode is the trajectory: those before it are few-shot examples.
+  (``Question:``), and the last episode is the trajectory: those before it are few-shot examples;
+- a whole episode that opens inside another, which then goes on counting, is quoted text;
+- the turn at the end that the harness did not answer is quoted when it stands in a fenced block of
+  the observation, behind a line that ends with a colon, or lacks the thought that every other turn
+  opens with.
 
-Two candidates that pass all of this cannot be told apart; the later one is believed, because the
-harness appends. Everything here is linear in the length of the text.
+Of two candidates that pass all of this, one behind a colon (``The page says:``) is quoted; else
+they cannot be told apart, and the later one is believed, because the harness appends. Everything
+here is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -24,8 +29,12 @@ from typing import NamedTuple
 from sad_components.formats.base import StepCounter
 from sad_components.spans import Span, SpanKind
 
-_HEADER = re.compile(r"^[ \t]*(?:\d+ )?(?:Question|Claim|Task|Q|Instruction)[ \t]*:", re.MULTILINE)
+_HEADER = re.compile(
+    r"^[ \t]*(?:Observation(?: \d+)?:[ \t]*)?(?:\d+ )?(?:Question|Claim|Task|Q|Instruction)[ \t]*:",
+    re.MULTILINE,
+)
 _CALL = re.compile(r"[ \t]*[\w.]+[ \t]*\[")
+_FENCE_LINE = re.compile(r"^[ \t]*```", re.MULTILINE)
 
 
 class Mark(NamedTuple):
@@ -72,6 +81,12 @@ def early(score: float, text: str, first: int) -> float:
     return score * (1 - 0.2 * first / max(len(text), 1))
 
 
+def is_introduced(text: str, start: int) -> bool:
+    """Whether the line before the one at ``start`` ends with a colon: ``The note says:``."""
+    newline = text.rfind("\n", 0, start)
+    return newline > 0 and text[max(newline - 3, 0) : newline].rstrip(" \t\r").endswith(":")
+
+
 def group_turns(marks: Iterable[Mark]) -> list[Turn]:
     """Turns from markers in text order."""
     turns: list[Turn] = []
@@ -103,33 +118,67 @@ def numbered_turns(text: str, turns: Sequence[Turn], ends: Ends) -> list[Turn]:
         turns: all candidates.
         ends: whether a turn ends the episode.
     """
-    reachable, reached = [], 0
-    for turn in turns:
-        if turn.number and turn.number <= reached + 1:
-            reachable.append(turn)
-            reached = max(reached, turn.number)
+    reachable = _reachable(turns)
+    reachable = _without_nested(text, reachable, ends)
     reachable = reachable[_last_episode(text, reachable, ends) :]
     by_number: dict[int, list[Turn]] = {}
     for turn in reachable:
         by_number.setdefault(turn.number or 0, []).append(turn)
     chosen: list[Turn] = []
     limit = len(text)
-    for number in range(max(by_number, default=0), 0, -1):
-        before = [t for t in by_number.get(number, ()) if t.start < limit]
+    for number in sorted(by_number, reverse=True):
+        before = [t for t in by_number[number] if t.start < limit]
         if not before:
             continue
-        turn = next((t for t in reversed(before) if t.is_answered), before[-1])
+        answered = [t for t in before if t.is_answered]
+        plain = [t for t in answered if not is_introduced(text, t.start)]
+        turn = (plain or answered or before)[-1]
         chosen.append(turn)
         limit = turn.start
     chosen.reverse()
     return _until_the_end(text, chosen, ends)
 
 
+def _reachable(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns whose numbers count on, from 1 or from the first one's number.
+
+    A harness that leaves a number out goes on from there: such a turn is answered, the next one
+    follows it, and the number left out does not come later.
+    """
+    numbers = [turn.number or 0 for turn in turns]
+    first = numbers[0] if numbers and (numbers[0] == 0 or 1 not in numbers) else 1
+    last_seen = {number: index for index, number in enumerate(numbers)}
+    reachable, reached = [], first - 1
+    for index, (turn, number) in enumerate(zip(turns, numbers, strict=True)):
+        goes_on = turn.is_answered and numbers[index + 1 : index + 2] == [number + 1]
+        skips = number > reached + 1 and goes_on and last_seen.get(reached + 1, -1) < index
+        if first <= number <= reached + 1 or (skips and reachable):
+            reachable.append(turn)
+            reached = max(reached, number)
+    return reachable
+
+
+def _without_nested(text: str, turns: Sequence[Turn], ends: Ends) -> list[Turn]:
+    """The turns without whole episodes that another one encloses: it counts on behind them."""
+    outer: list[list[Turn]] = []
+    current: list[Turn] = []
+    for index, turn in enumerate(turns):
+        over = bool(current) and ends(text, current[-1])
+        if current and not over and _opens_episode(text, turns, index):
+            outer.append(current)
+            current = []
+        elif over and outer and turn.number == (outer[-1][-1].number or 0) + 1:
+            current = outer.pop()
+        current.append(turn)
+    return [turn for episode in (*outer, current) for turn in episode]
+
+
 def _last_episode(text: str, turns: Sequence[Turn], ends: Ends) -> int:
     """Index of the turn that opens the last episode that counts up to the last turn's number."""
     if not turns:
         return 0
-    missing = set(range(1, (turns[-1].number or 0) + 1))
+    last = turns[-1].number or 0
+    missing = {turn.number or 0 for turn in turns if (turn.number or 0) <= last}
     for index in range(len(turns) - 1, 0, -1):
         turn, previous = turns[index], turns[index - 1]
         missing.discard(turn.number or 0)
@@ -157,18 +206,26 @@ def _opens_episode(text: str, turns: Sequence[Turn], index: int) -> bool:
 def unnumbered_turns(text: str, turns: Sequence[Turn], ends: Ends) -> list[Turn]:
     """The believed turns among unnumbered ones, in order (arguments: :func:`numbered_turns`)."""
     if any(turn.is_answered for turn in turns):
-        turns = [t for t in turns if t.is_answered or t is turns[-1]]
-    start = 0
-    over = False
-    kept: list[Turn] = []
+        turns = [t for i, t in enumerate(turns) if t.is_answered or _closes(text, turns, i, ends)]
+    episode: list[Turn] = []
+    finals: list[Turn] = []
     for turn in turns:
-        if over:
-            if not _HEADER.search(text, kept[-1].marks[-1].end, turn.start):
-                continue
-            start = len(kept)
-        kept.append(turn)
-        over = ends(text, turn)
-    return kept[start:]
+        if finals and _HEADER.search(text, episode[-1].marks[-1].end, turn.start):
+            episode, finals = [], []
+        episode.append(turn)
+        if ends(text, turn):
+            finals.append(turn)
+    quoted = [id(turn) for turn in finals[:-1]]  # the harness went on to the last of them
+    return _until_the_end(text, [t for t in episode if id(t) not in quoted], ends)
+
+
+def _closes(text: str, turns: Sequence[Turn], index: int, ends: Ends) -> bool:
+    """Whether an unanswered turn is the last one, or ends an example before a new header."""
+    if index + 1 == len(turns):
+        return True
+    turn = turns[index]
+    behind = turn.marks[-1].end
+    return ends(text, turn) and _HEADER.search(text, behind, turns[index + 1].start) is not None
 
 
 def _until_the_end(text: str, turns: Sequence[Turn], ends: Ends) -> list[Turn]:
@@ -176,6 +233,19 @@ def _until_the_end(text: str, turns: Sequence[Turn], ends: Ends) -> list[Turn]:
         if ends(text, turn):
             return list(turns[: index + 1])
     return list(turns)
+
+
+def without_quoted_tail(text: str, turns: Sequence[Turn]) -> list[Turn]:
+    """The candidates without an unanswered last one that its observation must have quoted."""
+    *before, last = turns or [None]
+    if last is None or last.answer is not None or not before or before[-1].answer is None:
+        return list(turns)
+    fences = [m.start() for m in _FENCE_LINE.finditer(text, before[-1].answer.end)]
+    fenced = any(a < last.start < b for a, b in zip(fences[::2], fences[1::2], strict=False))
+    thinks = [t.marks[0].kind is SpanKind.REASON for t in turns if t.answer is not None]
+    quoted = fenced or is_introduced(text, last.start)
+    lacks_thought = len(thinks) > 1 and all(thinks) and last.marks[0].kind is SpanKind.ACT
+    return before if quoted or lacks_thought else list(turns)
 
 
 def spans_of_turns(

@@ -7,13 +7,15 @@ before it thinks, is REASON. The prompt ``> `` is CONTEXT, every other line OBSE
 A prompt line is believed when the harness treated it as one (an observation may quote lines that
 start with ``> ``):
 
-- an action is answered by at least one line; in ALFWorld's own texts that line opens as its
-  grammar does (``You ..``, ``On the ..``, ``The ..``, ``Nothing happens.``);
+- an action is answered by at least one line;
 - a thought is answered by ``OK.``, or, in transcripts without ``OK.`` lines, by the next prompt;
-- the last prompt line of the text may be cut off anywhere.
+- a prompt line behind a line that ends with a colon is quoted (``The note says:``), unless most
+  answers end so;
+- the last line of the text may be cut off anywhere.
 
-A quoted action that an ALFWorld-like line follows cannot be told apart. Blocks before the last
-``You are in the middle of a room`` that opens a task are few-shot examples: CONTEXT.
+A quoted action without such an introduction, and with more text behind it, cannot be told apart.
+Blocks before the last ``You are in the middle of a room`` that opens a task are few-shot examples:
+CONTEXT.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from sad_components.formats._markers import early
+from sad_components.formats._chatml import is_chatml
+from sad_components.formats._markers import early, is_introduced
 from sad_components.formats.base import Dialect, Evidence, Format, StepCounter, cover
 from sad_components.formats.registry import register_format
 from sad_components.spans import Span, SpanKind
@@ -30,8 +33,9 @@ from sad_components.trajectory import TrajectoryError
 
 _PROMPT = re.compile(r"^>(?: |$|(?=[A-Za-z]))", re.MULTILINE)
 _THOUGHT = re.compile(r"(?:think|thought|actionpath)\b[ \t]*(?::|$)", re.IGNORECASE | re.MULTILINE)
-_TASK = re.compile(r"^You are in the middle of a room\b[^\n]*\n+Your task is to:", re.MULTILINE)
-_ANSWER = re.compile(r"You |On |The |In |There |This |It |Nothing happens|Invalid|Error|OK\b|$")
+_TASK = re.compile(
+    r"^You are in the middle of a room\b[^\n]*\n[\r\n]*Your task is to:", re.MULTILINE
+)
 _NO_ANSWER = re.compile(r"Nothing happens|Invalid", re.IGNORECASE)
 
 
@@ -58,7 +62,7 @@ class AlfWorld(Format):
     dialect = Dialect(reason="think:", act="", prompt="> ", stop="\n", thought_optional=True)
 
     def text_evidence(self, text: str) -> Evidence:
-        prompts = list(_prompts(text))
+        prompts = [] if is_chatml(text) else list(_prompts(text))
         thoughts = sum(p.is_thought for p in prompts)
         why = f"{len(prompts)} '> ' lines, {thoughts} of them thoughts"
         if not prompts:
@@ -86,7 +90,7 @@ def _episode_start(text: str) -> int:
     start = 0
     for match in _TASK.finditer(text):
         before = text[max(0, match.start() - 200) : match.start()]
-        opens = match.start() == 0 or before.endswith("\n\n")
+        opens = match.start() == 0 or before.endswith(("\n\n", "\n\r\n"))
         if opens or re.search(r"here is the task[^\n]*\n\Z", before, re.IGNORECASE):
             start = match.start()
     return start
@@ -106,10 +110,14 @@ def _prompts(text: str, start: int = 0) -> Iterator[_Prompt]:
 def _believed(text: str, prompts: Sequence[_Prompt]) -> Iterator[tuple[_Prompt, int]]:
     """Prompt lines that the harness treated as such, each with the end of the agent's text."""
     says_ok = any(p.is_thought and _is_ok(p.answer(text)) for p in prompts)
-    in_grammar = _TASK.search(text) is not None
+    introduced = {p.start for p in prompts[1:] if is_introduced(text, p.start)}
+    if len(introduced) * 2 > len(prompts):
+        introduced = set()
     for prompt in prompts:
+        if prompt.start in introduced:
+            continue
         answer = prompt.answer(text)
-        if prompt.is_last:
+        if prompt.is_last and not answer:  # it may be cut off anywhere
             yield prompt, prompt.line_end
         elif prompt.is_thought and says_ok:
             if _is_ok(answer.rpartition("\n")[2]):  # the thought may run over several lines
@@ -117,7 +125,7 @@ def _believed(text: str, prompts: Sequence[_Prompt]) -> Iterator[tuple[_Prompt, 
         elif prompt.is_thought:
             if not answer or _NO_ANSWER.match(answer):
                 yield prompt, prompt.line_end
-        elif answer and (not in_grammar or _ANSWER.match(answer)):
+        elif answer:
             yield prompt, prompt.line_end
 
 

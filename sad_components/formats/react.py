@@ -19,7 +19,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from sad_components.formats._chat import ChatFormat, Piece
-from sad_components.formats._chatml import is_chatml, segment_chatml
+from sad_components.formats._chatml import (
+    chatml_messages,
+    is_chatml,
+    segment_chatml,
+    split_chatml,
+)
 from sad_components.formats._markers import (
     Mark,
     Turn,
@@ -28,6 +33,7 @@ from sad_components.formats._markers import (
     numbered_turns,
     spans_of_turns,
     unnumbered_turns,
+    without_quoted_tail,
 )
 from sad_components.formats.base import Dialect, Evidence, cover
 from sad_components.formats.registry import register_format
@@ -41,14 +47,21 @@ _KIND = {
     "Final Answer": SpanKind.ACT,
     "Observation": SpanKind.OBSERVATION,
 }
+_SPELLING = {word.lower(): word for word in _KIND}
 _WORDS = "|".join(_KIND)
 _MARKER = re.compile(
     rf"(?:^|(?<=### Response:))[ \t]*(?P<word>{_WORDS})(?:[ \t]+(?P<number>\d{{1,6}}))?[ \t]*:",
     re.MULTILINE,
 )
-_RESPONSE = re.compile(r"^### Response:", re.MULTILINE)
+#: For transcripts without any marker as above: another case, Markdown's stars, a wide colon.
+_LOOSE_MARKER = re.compile(
+    rf"^[ \t]*(?:[-#*]+[ \t]*)?(?P<word>{_WORDS})(?:[ \t]+(?P<number>\d{{1,6}}))?"
+    r"[ \t]*\**[:\uff1a]\**",
+    re.MULTILINE | re.IGNORECASE,
+)
+_ALPACA = re.compile(r"^### Instruction:(?s:.*?)^### Response:", re.MULTILINE)
 _FIRST = re.compile(r"(?P<word>ActionPath|Thought|Action)[ \t]+(?P<number>1)[ \t]*:")
-_GLUED_ACTION = re.compile(r"(?<=\s)Action[ \t]*:[ \t]*\w+[\[(]")
+_GLUED_ACTION = re.compile(r"(?<=\s)Action(?:[ \t]+(?P<number>\d{1,6}))?[ \t]*:[ \t]*\w+[\[(]")
 _FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
 _ENDS = re.compile(r"Final Answer|\w+(?:[ \t]+\d+)?[ \t]*:\s*finish\s*\[", re.IGNORECASE)
 
@@ -66,29 +79,30 @@ class ReAct(ChatFormat):
     # -- text -----------------------------------------------------------------------------
     def text_evidence(self, text: str) -> Evidence:
         if is_chatml(text):
-            turns = [m for m in _MARKER.finditer(text) if m["word"] != "Observation"]
-            return Evidence(0.9 if turns else 0.0, f"ChatML with {len(turns)} ReAct markers")
-        marks = list(_MARKER.finditer(text))
-        words = [m["word"] for m in marks]
+            return self.message_evidence(chatml_messages(text, split_chatml(text)))
+        marks = _raw_marks(text)
+        words = [m.word for m in marks]
+        first = next((word for word in words if word != "Observation"), None)
         count = {w: words.count(w) for w in ("Thought", "Action", "Observation")}
         why = ", ".join(f"{n} '{w}:' lines" for w, n in count.items())
         if count["Thought"] and (count["Action"] or count["Observation"]):
-            score = 1.0
+            score = 0.85 if first == "Action" else 1.0
         elif count["Action"] and count["Observation"]:
             score = 0.8
         else:
             score = 0.3 if count["Thought"] or count["Action"] else 0.0
-        return Evidence(early(score, text, marks[0].start() if marks else 0), why)
+        return Evidence(early(score, text, marks[0].start if marks else 0), why)
 
     def segment_text(self, text: str) -> list[Span]:
         if is_chatml(text):
             return segment_chatml(self, text)
         marks = find_marks(text)
-        turns = group_turns(marks)
+        turns = without_quoted_tail(text, group_turns(marks))
         choose = numbered_turns if _is_numbered(marks) else unnumbered_turns
         chosen = choose(text, turns, _ends)
         if not chosen:
             raise TrajectoryError("no line opens with 'Thought:' or 'Action:', so nothing is cut")
+        chosen = [_with_glued_action(text, turn) for turn in chosen]
         spans = cover(text, spans_of_turns(text, chosen, branch=self.dialect.thought_optional))
         return _noise_after_finish(text, spans) if _ends(text, chosen[-1]) else spans
 
@@ -97,7 +111,7 @@ class ReAct(ChatFormat):
         return self.turn_evidence(messages, "a 'Thought:' or 'Action:' line")
 
     def is_turn(self, text: str) -> bool:
-        return any(m["word"] != "Observation" for m in _MARKER.finditer(text))
+        return any(m.kind is not SpanKind.OBSERVATION for m in _raw_marks(text))
 
     def cut_turn(self, message: Message) -> list[Piece]:
         text = message.text
@@ -127,13 +141,14 @@ class ReAct(ChatFormat):
 
 def find_marks(text: str) -> list[Mark]:
     """Marker lines of a flat transcript, from the Alpaca response header on if there is one."""
-    header = _RESPONSE.search(text)
-    marks = [_mark(m) for m in _MARKER.finditer(text, header.start() if header else 0)]
+    header = _ALPACA.match(text, max(text.find("### Instruction:"), 0))
+    start = header.end() - len("### Response:") if header else 0
+    marks = _raw_marks(text, start)
     numbered = [m for m in marks if m.number is not None]
     first = next((m for m in marks if m.kind is not SpanKind.OBSERVATION), None)
     opens = first is not None and first.number is not None
     if not numbered or not (opens or len(numbered) * 2 >= len(marks)):
-        return marks
+        return [m for m in marks if m.number is None]
     if numbered[0].number != 1 or numbered[0].word == "Action":
         glued = _FIRST.search(text, 0, numbered[0].start)
         if glued:  # "...in the question.Thought 1: .." right behind an instruction
@@ -141,13 +156,37 @@ def find_marks(text: str) -> list[Mark]:
     return numbered
 
 
+def _raw_marks(text: str, start: int = 0) -> list[Mark]:
+    """Everything that looks like a marker; looser spellings count where no strict one stands."""
+    marks = [_mark(m) for m in _MARKER.finditer(text, start)]
+    return marks or [_mark(m) for m in _LOOSE_MARKER.finditer(text, start)]
+
+
+def _with_glued_action(text: str, turn: Turn) -> Turn:
+    """A turn of thoughts, with the ``Action: call[..]`` on a thought's line if there is one."""
+    if any(m.kind is SpanKind.ACT for m in turn.marks):
+        return turn
+    behind = turn.marks[-1].end
+    newline = text.find("\n", behind)
+    end = turn.answer.start if turn.answer else newline if newline >= 0 else len(text)
+    glued = _GLUED_ACTION.search(text, behind, end)
+    if glued is None or (glued["number"] and int(glued["number"]) != turn.number):
+        return turn
+    return Turn([*turn.marks, _glued_mark(glued, turn.number)], turn.answer)
+
+
+def _glued_mark(match: re.Match[str], number: int | None = None) -> Mark:
+    return Mark(match.start(), match.end(), "Action", SpanKind.ACT, number)
+
+
 def _mark(match: re.Match[str]) -> Mark:
+    word = _SPELLING[match["word"].lower()]
     number = match["number"]
     return Mark(
-        match.start("word"),
+        match.start() + len(match[0]) - len(match[0].lstrip()),
         match.end(),
-        match["word"],
-        _KIND[match["word"]],
+        word,
+        _KIND[word],
         int(number) if number else None,
     )
 
@@ -163,13 +202,13 @@ def _is_numbered(marks: Sequence[Mark]) -> bool:
 
 def _turn_marks(text: str) -> list[Mark]:
     """The markers of an agent turn; a marker line inside a closed fenced block is data."""
-    marks = [_mark(m) for m in _MARKER.finditer(text)]
+    marks = _raw_marks(text)
     fences = [m.start() for m in _FENCE.finditer(text)]
     blocks = list(zip(fences[::2], fences[1::2], strict=False))
     marks = [m for m in marks if not _inside(m.start, blocks)]
     if marks and all(m.kind is SpanKind.REASON for m in marks):
         for glued in _GLUED_ACTION.finditer(text, marks[-1].end):
-            return [*marks, Mark(glued.start(), glued.end(), "Action", SpanKind.ACT)]
+            return [*marks, _glued_mark(glued)]
     return marks
 
 
@@ -183,7 +222,7 @@ def _noise_after_finish(text: str, spans: list[Span]) -> list[Span]:
     last = spans[-1]
     if last.kind is not SpanKind.OBSERVATION:
         return spans
-    answer = _MARKER.match(text, last.start)
+    answer = _MARKER.match(text, last.start) or _LOOSE_MARKER.match(text, last.start)
     newline = text.find("\n", last.start) if answer else last.start
     cut = last.end if newline < 0 else newline + bool(answer)
     tail = [

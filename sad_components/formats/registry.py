@@ -14,6 +14,8 @@ _FORMATS: dict[str, Format] = {}
 TEXT_KEYS = ("raw", "text", "transcript")
 #: ``meta["layout"]`` of a record made from flat text: its contents, joined, are that text.
 FLAT = "text"
+#: Scores of a row that differ by less are about equal: the file decides.
+_CLOSE = 0.15
 #: The format whose records name their own.
 CANONICAL = "canonical"
 
@@ -83,8 +85,9 @@ def all_evidence(row: Mapping[str, Any]) -> dict[str, Evidence]:
 class Detector:
     """Decides the format of each row of a file, with the file's evidence behind it.
 
-    A row goes to the format that fits it best. Where two fit a row equally well, the one that fits
-    the file better has it; where that is equal too, the row is refused.
+    A row goes to the format that fits it best. Of those that fit a row about equally well (an
+    observation may quote another format), the one that fits the file better has it; where that is
+    equal too, the row is refused.
 
     Args:
         sample: some rows of the file (the first 50, say).
@@ -127,14 +130,18 @@ class Detector:
         if best <= 0:
             tried = "; ".join(f"{name}: {e.why}" for name, e in found.items())
             raise TrajectoryError(f"no transcript format fits ({tried}); name one with format=")
-        names = [name for name, e in found.items() if _equal(e.score, best)]
-        names.sort(key=lambda name: -self.scores.get(name, 0.0))
-        if len(names) > 1 and _equal(self.scores[names[0]], self.scores[names[1]]):
+        names = [name for name, e in found.items() if e.score >= best - _CLOSE]
+        names.sort(key=lambda name: (-self.scores.get(name, 0.0), -found[name].score))
+        if len(names) > 1 and self._ties(*names[:2], found):
             raise TrajectoryError(
                 f"formats {names[0]!r} and {names[1]!r} fit equally well "
                 f"({found[names[0]].why} / {found[names[1]].why}); name one with format="
             )
         return get_format(names[0]), found[names[0]].why
+
+    def _ties(self, left: str, right: str, found: Mapping[str, Evidence]) -> bool:
+        same_file = _equal(self.scores.get(left, 0.0), self.scores.get(right, 0.0))
+        return same_file and _equal(found[left].score, found[right].score)
 
     def explain(self) -> str:
         """One line: which formats the file has, and why."""

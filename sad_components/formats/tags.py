@@ -34,7 +34,22 @@ _KIND = (
     | dict.fromkeys(_ACT, SpanKind.ACT)
     | dict.fromkeys(_OBSERVATION, SpanKind.OBSERVATION)
 )
-_TAG = re.compile(rf"<(?P<close>/?)(?P<name>{'|'.join(_KIND)})>")
+_TAG = re.compile(
+    rf"<(?P<close>/?)(?P<name>{'|'.join(_KIND)})(?:\s[^<>\n]{{0,200}})?>", re.IGNORECASE
+)
+
+
+class Tag(NamedTuple):
+    """An opening or closing tag."""
+
+    start: int
+    end: int
+    name: str
+    is_closing: bool
+
+    @property
+    def kind(self) -> SpanKind:
+        return _KIND[self.name]
 
 
 class Element(NamedTuple):
@@ -47,27 +62,45 @@ class Element(NamedTuple):
 
 def elements(text: str) -> Iterator[Element]:
     """Tagged stretches in order; tags inside an open element are its text."""
-    tags = list(_TAG.finditer(text))
-    last_close = {m["name"]: m.start() for m in tags if m["close"]}
-    opened: re.Match[str] | None = None
+    tags = [Tag(*m.span(), m["name"].lower(), bool(m["close"])) for m in _TAG.finditer(text)]
+    last_close = {tag.name: tag.start for tag in tags if tag.is_closing}
+    inner = _inner_closings(tags)
+    opened: Tag | None = None
     for tag in tags:
-        name, kind = tag["name"], _KIND[tag["name"]]
         if opened is not None:
-            if tag["close"] and name == opened["name"]:
-                yield Element(opened.start(), tag.end(), kind)
-                opened = None
+            if tag.is_closing and tag.name == opened.name:
+                if tag.start not in inner:
+                    yield Element(opened.start, tag.end, tag.kind)
+                    opened = None
                 continue
-            closes_later = last_close.get(opened["name"], -1) > opened.start()
-            if closes_later or tag["close"] or kind is SpanKind.REASON:
+            closes_later = last_close.get(opened.name, -1) > opened.start
+            if closes_later or tag.is_closing or tag.kind is SpanKind.REASON:
                 continue
-            yield Element(opened.start(), tag.start(), _KIND[opened["name"]])
+            yield Element(opened.start, tag.start, opened.kind)
             opened = None
-        if not tag["close"]:
+        if not tag.is_closing:
             opened = tag
-        elif kind is SpanKind.REASON and tag is tags[0]:
-            yield Element(0, tag.end(), kind)
+        elif tag.kind is SpanKind.REASON and tag is tags[0]:
+            yield Element(0, tag.end, tag.kind)
     if opened is not None:
-        yield Element(opened.start(), len(text), _KIND[opened["name"]])
+        yield Element(opened.start, len(text), opened.kind)
+
+
+def _inner_closings(tags: Sequence[Tag]) -> set[int]:
+    """Starts of closing tags that a further one of the same name follows: the last one counts.
+
+    An observation may quote its own closing tag, and an action behind it: it ends with the last
+    closing tag before the next observation. A thought ends with the last of closing tags in a row.
+    """
+    inner: set[int] = set()
+    behind: dict[str, Tag] = {}
+    following: Tag | None = None
+    for tag in reversed(tags):
+        closing = behind.get(tag.name) if tag.kind is SpanKind.OBSERVATION else following
+        if tag.is_closing and closing and closing.is_closing and closing.name == tag.name:
+            inner.add(tag.start)
+        behind[tag.name] = following = tag
+    return inner
 
 
 def cut_tags(text: str, *, has_call: bool = False) -> list[Piece]:
@@ -122,7 +155,7 @@ class Tags(ChatFormat):
         why = f"{len(found) - acts} thought and {acts} action elements"
         if not found:
             return Evidence(0.0, why)
-        return Evidence(early(0.9 if acts and len(found) > acts else 0.4, text, first), why)
+        return Evidence(early(1.0 if acts and len(found) > acts else 0.4, text, first), why)
 
     def segment_text(self, text: str) -> list[Span]:
         if is_chatml(text):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 
+from sad_components.formats._chatml import is_chatml
 from sad_components.formats._markers import (
     Mark,
     Turn,
@@ -29,8 +30,9 @@ from sad_components.spans import Span, SpanKind
 from sad_components.trajectory import TrajectoryError
 
 _MARKER = re.compile(r"^(?P<word>Action|Observation):", re.MULTILINE)
+_THOUGHT = re.compile(r"^Thought\b[^:\n]{0,8}:", re.MULTILINE)
 _VERB = re.compile(r"[ \t]*(?P<verb>think|search|click|reset)\b", re.IGNORECASE)
-_RESET = re.compile(r"[ \t]*reset[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_RESET = re.compile(r"[ \t]*reset[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
 _SCORE = re.compile(r"\s*Your score\b")
 _ENDS = re.compile(r"Action:[ \t]*click\[buy now\]", re.IGNORECASE)
 
@@ -46,14 +48,20 @@ class WebShop(Format):
     )
 
     def text_evidence(self, text: str) -> Evidence:
+        if is_chatml(text):
+            return Evidence(0.0, "ChatML text")
         actions = [m for m in _MARKER.finditer(text) if m["word"] == "Action"]
         fitting = sum(_VERB.match(text, m.end()) is not None for m in actions)
         why = f"{fitting} of {len(actions)} 'Action:' lines think, search or click"
-        if re.search(r"^Thought\b[^:\n]{0,8}:", text, re.MULTILINE):
-            return Evidence(0.1 if fitting else 0.0, why + ", but there are 'Thought:' lines")
         if not fitting:
             return Evidence(0.0, why)
-        return Evidence(early(fitting / len(actions), text, actions[0].start()), why)
+        thoughts = [m.start() for m in _THOUGHT.finditer(text)]
+        if thoughts and thoughts[0] < actions[0].start():
+            return Evidence(0.1, why + ", but a 'Thought:' line comes first")
+        share = fitting / len(actions)
+        if thoughts and not any(_kind(text, _mark(m)) is SpanKind.REASON for m in actions):
+            share *= 1 - min(len(thoughts) / len(actions), 0.9)
+        return Evidence(early(share, text, actions[0].start()), why)
 
     def segment_text(self, text: str) -> list[Span]:
         turns = unnumbered_turns(text, group_turns(_marks(text)), _ends)
@@ -82,20 +90,18 @@ def _kind(text: str, mark: Mark) -> SpanKind:
 
 def _marks(text: str) -> list[Mark]:
     """Marker lines; where actions follow a blank line by habit, the others are quoted text."""
-    marks = [
-        Mark(
-            m.start(),
-            m.end(),
-            m["word"],
-            SpanKind.ACT if m["word"] == "Action" else SpanKind.OBSERVATION,
-        )
-        for m in _MARKER.finditer(text)
-    ]
-    behind_blank = [text.endswith("\n\n", 0, m.start) or m.start == 0 for m in marks]
-    if not any(text.endswith("\n\n", 0, m.start) for m in marks if m.kind is SpanKind.ACT):
+    marks = [_mark(m) for m in _MARKER.finditer(text)]
+    if not any(_behind_blank(text, m) for m in marks if m.kind is SpanKind.ACT):
         return marks
     return [
-        mark
-        for mark, blank in zip(marks, behind_blank, strict=True)
-        if blank or mark.kind is SpanKind.OBSERVATION
+        m for m in marks if m.kind is SpanKind.OBSERVATION or m.start == 0 or _behind_blank(text, m)
     ]
+
+
+def _behind_blank(text: str, mark: Mark) -> bool:
+    return text.endswith(("\n\n", "\n\r\n"), 0, mark.start)
+
+
+def _mark(match: re.Match[str]) -> Mark:
+    kind = SpanKind.ACT if match["word"] == "Action" else SpanKind.OBSERVATION
+    return Mark(match.start(), match.end(), match["word"], kind)

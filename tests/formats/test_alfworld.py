@@ -110,6 +110,48 @@ def test_observation_that_quotes_prompt_lines(assert_text, quoted, answer):
     )
 
 
+@pytest.mark.parametrize("answer", ["OK.\n", ""])
+def test_what_answers_and_introduces_decides(assert_text, answer):
+    assert_text(
+        "alfworld",
+        [
+            TASK,
+            ("c", "> "),
+            ("a", "examine note 1\n"),
+            ("o", "Thought: an answer unlike the others\n"),
+            ("c", "> "),
+            ("r", "think: The note.\n"),
+            *([("o", answer)] if answer else []),
+            ("c", "> "),
+            ("a", "read note 1\n"),
+            ("o", "It says:\n> think: obey\n"),
+            ("c", "> "),
+            ("a", "go to desk 1\n"),
+            ("o", "The note again:\n> go to shelf 9\nNothing happens.\n"),
+            ("c", "> "),
+            ("a", "go to desk 2\n"),
+            ("o", "You see nothing.\n> think: at the end\nsays the wall\n"),
+        ],
+    )
+
+
+def test_few_shot_examples_in_windows_lines(assert_text):
+    room = "You are in the middle of a room.\r\n\r\nYour task is to: look.\r\n\r\n"
+    example = f"{room}> think: example\r\nOK.\r\n> look\r\nA desk.\r\n\r\n"
+    assert_text(
+        "alfworld",
+        [
+            ("c", example + room),
+            ("c", "> "),
+            ("r", "think: mine\r\n"),
+            ("o", "OK.\r\n"),
+            ("c", "> "),
+            ("a", "look\r\n"),
+            ("o", "A desk.\r\n"),
+        ],
+    )
+
+
 def test_few_shot_examples_are_context(assert_text):
     example = f"{ROOM}Your task is to: look.\n> think: hm\nOK.\n> look\nYou see a desk 1.\n"
     assert_text(

@@ -166,6 +166,72 @@ def test_unanswered_actions_end_where_they_end(assert_text):
     )
 
 
+@pytest.mark.parametrize(
+    ("numbers", "learnt"), [((0, 1, 2), 3), ((4, 5, 6), 3), ((1, 2, 4, 5), 4), ((1, 7, 2, 3), 3)]
+)
+def test_numbers_that_start_anywhere_or_leave_one_out(assert_text, numbers, learnt):
+    parts = [QUESTION]
+    for number in numbers:
+        quoted = number == 7
+        parts += [
+            ("o" if quoted else "r", f"Thought {number}: so.\n"),
+            ("o" if quoted else "a", f"Action {number}: Search[x]\n"),
+            ("o", f"Observation {number}: y\n"),
+        ]
+    assert max(s.step for s in assert_text("react", parts)) == learnt
+
+
+@pytest.mark.parametrize(
+    ("thought", "action", "observation"),
+    [
+        ("thought {}: so.\n", "action {}: Search[x]\n", "observation {}: y\n"),
+        ("**Thought:** so.\n", "**Action:** Search[x]\n", "**Observation:** y\n"),
+        ("### Thought\uff1aso.\n", "### Action\uff1aSearch[x]\n", "### Observation\uff1ay\n"),
+        ("Thought {} :\tso.\r\n", "Action {} :\tSearch[x]\r\n", "Observation {} :\ty\r\n"),
+        ("Thought {}: so. ", "Action {}: Search[x]\n", "Observation {}: y\n"),
+        ("Thought: so. ", "Action: Search[x]\n", "Observation: y\n"),
+    ],
+)
+def test_spellings_of_the_markers(assert_text, thought, action, observation):
+    parts = [QUESTION]
+    for number in (1, 2, 3):
+        parts += [("r", thought.format(number)), ("a", action.format(number))]
+        parts.append(("o", observation.format(number)))
+    assert_text("react", parts[:-1])
+    text = "".join(piece for _, piece in parts)
+    assert get_format("react").text_evidence(text).score > 0.5
+
+
+def test_format_instructions_are_context(assert_text):
+    assert_text(
+        "react",
+        [
+            ("c", "Use this format:\n\nQuestion: the question\nThought: think\nAction: a tool\n"),
+            ("c", "Action Input: its input\nObservation: the result\nFinal Answer: the answer\n\n"),
+            ("c", "Question: who?\n"),
+            ("r", "Thought: I search.\n"),
+            ("a", "Action: Search\nAction Input: who\n"),
+            ("o", "Observation: Bob.\n"),
+            ("r", "Thought: I know.\n"),
+            ("a", "Final Answer: Bob"),
+        ],
+    )
+
+
+def test_quoted_finish_before_the_end(assert_text):
+    assert_text(
+        "react",
+        [
+            QUESTION,
+            ("r", "Thought: so.\n"),
+            ("a", "Action: Search[x]\n"),
+            ("o", "Observation: y\nAction: Finish[evil]\nObservation: z\n"),
+            ("r", "Thought: so.\n"),
+            ("a", "Action: Finish[x]\n"),
+        ],
+    )
+
+
 def test_characters_that_are_no_newline(assert_text):
     assert_text(
         "react",

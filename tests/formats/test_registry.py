@@ -55,6 +55,19 @@ def test_what_opens_a_text_weighs_more_than_what_it_quotes():
     assert Detector([{"raw": alfworld}]).choose({"raw": alfworld})[0].name == "alfworld"
 
 
+@pytest.mark.parametrize("quoted", [REACT, ALFWORLD, "Action: click[a]\nObservation: b\n"])
+def test_chatml_text_is_cut_by_its_turns_alone(quoted):
+    turns = "<|im_start|>assistant\n<action>a</action><|im_end|>\n<|im_start|>user\n"
+    row = {"raw": f"<|im_start|>user\n{quoted}<|im_end|>\n{turns}{quoted}<|im_end|>\n"}
+    assert Detector([row]).choose(row)[0].name == "tags"
+
+
+def test_the_file_decides_between_formats_that_fit_about_equally():
+    quoting = {"raw": f"q\n{ALFWORLD}{ROWS['tags']['raw']}"}
+    assert Detector([quoting]).choose(quoting)[0].name == "alfworld"
+    assert Detector([ROWS["tags"]] * 3).choose(quoting)[0].name == "tags"
+
+
 def test_auto_refuses_when_two_fit_equally(own_registry):
     class Twin(type(formats.get_format("react"))):
         name = "twin"

@@ -68,6 +68,17 @@ def test_page_that_quotes_actions(assert_text, quoted):
     )
 
 
+def test_page_that_quotes_actions_in_windows_lines(assert_text):
+    parts = [
+        *OPENING,
+        ("a", "Action: search[lamp]\n"),
+        ("o", "Observation: \n[Back] \nAction: click[evil]\nObservation: x\n\n"),
+        ("a", "Action: click[B01]\n"),
+        ("o", "Observation: \n[< Prev] \n"),
+    ]
+    assert_text("webshop", [(kind, text.replace("\n", "\r\n")) for kind, text in parts])
+
+
 def test_row_that_ends_on_an_action(assert_text):
     assert_text("webshop", [*OPENING, ("a", "Action: search[blue la")])
 
