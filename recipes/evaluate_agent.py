@@ -27,7 +27,12 @@ from sad_components.evaluation.policies import ModelPolicy, Policy
 from sad_components.evaluation.pool import EnvironmentPool
 from sad_components.evaluation.results import format_results
 from sad_components.evaluation.rollout import Episode, Job, rollout
-from sad_components.models.hidden import head_of, restore_logits, stop_at_hidden
+from sad_components.models.hidden import (
+    head_of,
+    num_parameters,
+    restore_logits,
+    stop_at_hidden,
+)
 from sad_components.training.config import ConfigError, build, check_keys
 from sad_components.training.errors import explained
 from sad_components.training.report import versions
@@ -145,6 +150,9 @@ class EvaluateAgentRecipe:
         count = count_words if tokenizer is None else lambda t: len(tokenizer.encode_text(t)[0])
         unit = "words" if tokenizer is None else "tokens"
         figures = summarize(played, seconds, count, unit)
+        if _is_local(policy):
+            with policy.generator.model.plain() as model:
+                figures["parameters"] = num_parameters(model)
         if self.heldout and not policy.needs:
             figures["heldout"] = self._heldout_figures(policy)
         return figures
@@ -152,7 +160,7 @@ class EvaluateAgentRecipe:
     def _heldout_figures(self, policy: Policy) -> dict[str, Any]:
         records = heldout_steps(policy, self.heldout, self.pool.slots, self.seed)
         figures = summarize_steps(records)
-        if isinstance(policy, ModelPolicy) and hasattr(policy.generator, "model"):
+        if _is_local(policy):
             figures |= self._teacher_forced(policy)
         return figures
 
@@ -178,6 +186,11 @@ class EvaluateAgentRecipe:
             return []
         check_keys(node, ("source", "limit"), "heldout")
         return list(itertools.islice(read_jsonl(resolve_source(node.source)), node.get("limit")))
+
+
+def _is_local(policy: Policy) -> bool:
+    """Whether a torchtune model on this machine plays."""
+    return isinstance(policy, ModelPolicy) and hasattr(policy.generator, "model")
 
 
 @config.parse

@@ -20,14 +20,19 @@ from omegaconf import DictConfig, OmegaConf
 from torchtune import config, training
 from tqdm import tqdm
 
-from sad_components.data import Batching, StepOrder, TrajectoryDataset, collate_packed
+from sad_components.data import Batching, StepOrder, collate_packed, dataset_type
 from sad_components.data.curriculum import Curriculum, CurriculumOrder
 from sad_components.data.transform import SpanTokenizer, TokenizedTrajectory
 from sad_components.evaluation.heldout import HeldoutEvaluator, format_table, teacher_row
 from sad_components.loss import HiddenRows
 from sad_components.models import from_pretrained, save_student
 from sad_components.models.families import family_of_model
-from sad_components.models.hidden import head_of, stop_at_hidden, vocab_size_of
+from sad_components.models.hidden import (
+    head_of,
+    num_parameters,
+    stop_at_hidden,
+    vocab_size_of,
+)
 from sad_components.spans import SpanKind
 from sad_components.training import distributed
 from sad_components.training.config import (
@@ -133,16 +138,18 @@ class StructuredKDRecipe:
         self.throughput = Throughput(self.device)
 
     def _setup_data(self, cfg: DictConfig) -> None:
-        self.data = call(TrajectoryDataset, cfg.dataset, "dataset", transform=self.transform)
+        kind = dataset_type(cfg.dataset)
+        self.data = call(kind, cfg.dataset, "dataset", transform=self.transform)
         heldout = cfg.get("heldout")
         real = self.transform.with_real_spans()  # scores mean the same in every ablation
-        heldout = heldout and call(TrajectoryDataset, heldout, "heldout", transform=real)
+        heldout = heldout and call(dataset_type(heldout), heldout, "heldout", transform=real)
         self.heldout_rows = heldout.rows if heldout else []
         for part in (self.data, heldout):
             self.say(*(part.report.lines() if part else []))
         rows_per_step = self.batch_size * self.accumulation * self.world
-        lengths = [len(r) for r in self.data.rows]
-        self.order = StepOrder(lengths, rows_per_step, self.seed)
+        lengths = self.data.lengths
+        mixture = {"groups": self.data.groups, "weights": self.data.weights}
+        self.order = StepOrder(lengths, rows_per_step, self.seed, **mixture)
         self.batching = Batching(
             lengths,
             self.batch_size,
@@ -176,7 +183,8 @@ class StructuredKDRecipe:
         )
         if self.teacher:
             self.teacher.cut_vocab(self.vocab)
-            self.teacher.check(self.spec, self.tokenizer, [*self.data.rows, *self.heldout_rows])
+            for rows in (self.data.rows, self.heldout_rows):  # apart: they may lie on disk
+                self.teacher.check(self.spec, self.tokenizer, rows)
         self.student = stop_at_hidden(student).train()
         self.loss_fn = self.loss.from_hidden
         if self.compile:
@@ -385,6 +393,10 @@ class StructuredKDRecipe:
             "data": self.data.report.to_dict(),
             "steps": self.step,
             "order": {**self.order.settings(), **self.order.metrics(max(self.step - 1, 0))},
+            "parameters": {
+                "student": num_parameters(self.student),
+                "teacher": self.teacher and self.teacher.num_parameters,
+            },
             "throughput": self.throughput.totals(),
             "seed": self.seed,
             "dtype": str(self.dtype).removeprefix("torch."),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,14 @@ from sad_components.data.transform import TokenizedTrajectory
 from sad_components.loss import Head, HiddenRows, LossSpec, SpanLoss, TopKRows
 from sad_components.loss.functional import entropy
 from sad_components.loss.spec import NUM_KINDS
-from sad_components.loss.structured import kind_sums, span_sums
+from sad_components.loss.structured import kind_sums, token_figures
 from sad_components.spans import SpanKind
 
 #: Both agent kinds, each token under its own kind: metrics do not depend on a run's loss.
 _SPEC = LossSpec(reason=SpanLoss(), act=SpanLoss(), branch="own")
 
+#: Steps that KL per step tells apart; what comes later counts as the last of them.
+MAX_STEPS = 64
 
 #: A teacher's rows for a batch and a mask of its positions.
 TeacherRows = Callable[[Batch, Tensor], HiddenRows | TopKRows]
@@ -36,16 +39,43 @@ class HeldoutScores:
         actions: actions written in the trajectories.
         matched: of those, how many the model predicts token for token (teacher-forced argmax;
             case and blanks do not count).
+        step_kl, step_count: sums of the KL and of its tokens per agent step and kind, float64
+            shape [MAX_STEPS, K]; row 0 is step 1.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     actions: int = 0
     matched: int = 0
+    step_kl: Tensor | None = None
+    step_count: Tensor | None = None
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
         """Adds the sums of more tokens."""
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0) + value
+
+    def add_steps(self, kl_N: Tensor, kinds_N: Tensor, steps_N: Tensor) -> None:
+        """Adds the KL of more tokens to their steps' sums."""
+        if self.step_kl is None or self.step_count is None:
+            self.step_kl, self.step_count = _step_table(kl_N.device), _step_table(kl_N.device)
+        at = (steps_N.clamp(1, MAX_STEPS) - 1, kinds_N)
+        self.step_kl.index_put_(at, kl_N.double(), accumulate=True)
+        self.step_count.index_put_(at, torch.ones_like(kl_N).double(), accumulate=True)
+
+    def kl_by_step(self) -> list[dict[str, float | int]]:
+        """Mean KL (nats/token) of REASON and ACT per agent step; steps without tokens left out."""
+        if self.step_kl is None or self.step_count is None:
+            return []
+        rows: list[dict[str, float | int]] = []
+        for index, (kl_K, count_K) in enumerate(zip(self.step_kl, self.step_count)):
+            row = {
+                kind.label: float(kl_K[kind] / count_K[kind])
+                for kind in (SpanKind.REASON, SpanKind.ACT)
+                if count_K[kind] > 0
+            }
+            if row:
+                rows.append({"step": index + 1, **row, "tokens": int(count_K.sum())})
+        return rows
 
     def mean(self, name: str, *kinds: SpanKind) -> float | None:
         """Mean over the tokens of ``kinds`` (both agent kinds by default); None without tokens."""
@@ -55,9 +85,9 @@ class HeldoutScores:
         count = float(self.sums["count"][chosen].sum())
         return float(self.sums[name][chosen].sum()) / count if count else None
 
-    def to_dict(self) -> dict[str, float | int | None]:
+    def to_dict(self) -> dict[str, Any]:
         """The figures under the names that ``summary.json`` uses."""
-        out: dict[str, float | int | None] = {
+        out: dict[str, Any] = {
             "kl_reason": self.mean("kl", SpanKind.REASON),
             "kl_act": self.mean("kl", SpanKind.ACT),
             "ce": self.mean("ce"),
@@ -66,6 +96,7 @@ class HeldoutScores:
             "top1_agreement": self.mean("agree"),
             "action_match": self.matched / self.actions if self.actions else None,
             "actions": self.actions,
+            "kl_by_step": self.kl_by_step() or None,
         }
         return {k: v for k, v in out.items() if v is not None}
 
@@ -166,11 +197,13 @@ class HeldoutEvaluator:
         empty = torch.zeros(NUM_KINDS, dtype=torch.float64, device=device)
         table = torch.stack([scores.sums.get(name, empty) for name in names])
         counted = torch.tensor([scores.actions, scores.matched], device=device)
-        self._reduce(table)
-        self._reduce(counted)
+        by_step = (scores.step_kl, scores.step_count)
+        steps = torch.stack([_step_table(device) if t is None else t for t in by_step])
+        for part in (table, counted, steps):
+            self._reduce(part)
         kept = [n for n in names if n in scores.sums] or names
         sums = {name: table[names.index(name)] for name in kept}
-        return HeldoutScores(sums, *counted.tolist())
+        return HeldoutScores(sums, *counted.tolist(), *steps)
 
     def _batches(self, device: torch.device) -> Iterator[Batch]:
         for start in range(0, len(self.rows), self.batch_size):
@@ -188,6 +221,7 @@ class HeldoutEvaluator:
     ) -> Tensor:
         """Adds the batch's sums; the student's argmax per supervised token."""
         targets, kinds = batch.targets_BS[chosen], batch.span_ids_BS[chosen]
+        steps = batch.steps_BS[chosen]
         predicted = []
         for part in torch.arange(len(targets), device=targets.device).split(self.chunk_tokens):
             student_NV = head.logits(hidden_ND[part])
@@ -197,9 +231,10 @@ class HeldoutEvaluator:
                 teacher_NV = teacher.head.logits(hidden)
             elif teacher is not None:
                 teacher_NV = teacher[part]
-            every = torch.ones_like(part, dtype=torch.bool)
-            sums = span_sums(student_NV, teacher_NV, targets[part], kinds[part], every)
-            scores.add(sums)
+            figures = token_figures(student_NV, teacher_NV, targets[part])
+            scores.add({name: kind_sums(value, kinds[part]) for name, value in figures.items()})
+            if "kl" in figures:
+                scores.add_steps(figures["kl"], kinds[part], steps[part])
             predicted.append(student_NV.argmax(-1))
         return torch.cat(predicted) if predicted else targets
 
@@ -225,6 +260,10 @@ class HeldoutEvaluator:
         return readable and normalise(left) == normalise(right)
 
 
+def _step_table(device: torch.device) -> Tensor:
+    return torch.zeros(MAX_STEPS, NUM_KINDS, dtype=torch.float64, device=device)
+
+
 def _kept(rows: HiddenRows | TopKRows) -> HiddenRows | TopKRows:
     """Rows to keep for later: wide hidden states do not stay on a device."""
     return HiddenRows(rows.hidden_ND.cpu(), rows.head) if isinstance(rows, HiddenRows) else rows
@@ -239,7 +278,7 @@ def normalise(action: str) -> str:
     return " ".join(action.lower().split())
 
 
-def teacher_row(scores: HeldoutScores) -> dict[str, float | int | None]:
+def teacher_row(scores: HeldoutScores) -> dict[str, Any]:
     """The teacher's own figures: CE, action match, entropy per kind (nats/token)."""
     out = scores.to_dict()
     entropies = {

@@ -116,7 +116,9 @@ def compare(a: Sequence[Episode], b: Sequence[Episode]) -> dict[str, Any]:
     score = paired_bootstrap(
         [x.trajectory.score or 0.0 for x, _ in pairs], [y.trajectory.score or 0.0 for _, y in pairs]
     )
-    diverged = [step for x, y in pairs if (step := first_difference(x, y)) is not None]
+    diverged = [
+        step for x, y in pairs if (step := first_difference(x.actions, y.actions)) is not None
+    ]
     return {
         "pairs": len(pairs),
         "both_won": both,
@@ -131,14 +133,12 @@ def compare(a: Sequence[Episode], b: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def first_difference(a: Episode, b: Episode) -> int | None:
+def first_difference(a: Sequence[str], b: Sequence[str]) -> int | None:
     """The first step (1-based) at which two episodes of a task act differently; None if never."""
-    for step, (x, y) in enumerate(zip(a.actions, b.actions), start=1):
+    for step, (x, y) in enumerate(zip(a, b), start=1):
         if x != y:
             return step
-    if len(a.actions) != len(b.actions):
-        return min(len(a.actions), len(b.actions)) + 1
-    return None
+    return None if len(a) == len(b) else min(len(a), len(b)) + 1
 
 
 def _extra_scores(episodes: Sequence[Episode]) -> dict[str, float]:

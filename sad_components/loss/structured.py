@@ -217,6 +217,15 @@ def span_sums(
     chosen_N: Tensor,
 ) -> dict[str, Tensor]:
     """Metric sums per kind (see :class:`LossOutput`), float64 shape [K] each, without gradient."""
+    per_token = token_figures(student_NV, teacher_NV, targets_N)
+    kinds = kinds_N[chosen_N].long()
+    return {name: kind_sums(value[chosen_N], kinds) for name, value in per_token.items()}
+
+
+def token_figures(
+    student_NV: Tensor, teacher_NV: Tensor | TopKRows | None, targets_N: Tensor
+) -> dict[str, Tensor]:
+    """What :class:`LossOutput` sums, for each token, shape [N] each."""
     per_token = {
         "ce": cross_entropy(student_NV, targets_N),
         "count": torch.ones_like(targets_N, dtype=torch.float64),
@@ -227,8 +236,7 @@ def span_sums(
             student, teacher = _compared(student_NV, teacher_NV, 1.0)
             per_token["kl"] = forward_kl(student, teacher)
             per_token["entropy"] = entropy(teacher)
-    kinds = kinds_N[chosen_N].long()
-    return {name: kind_sums(value[chosen_N], kinds) for name, value in per_token.items()}
+    return per_token
 
 
 def _agrees(student_NV: Tensor, teacher_NV: Tensor | TopKRows) -> Tensor:

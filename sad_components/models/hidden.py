@@ -58,6 +58,11 @@ def head_of(model: TransformerDecoder, vocab_size: int | None = None) -> Head:
     )
 
 
+def num_parameters(model: nn.Module) -> int:
+    """Parameters of a model; a tied output counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def vocab_size_of(model: TransformerDecoder) -> int:
     """Rows of the output projection."""
     return head_of(model).weight_VD.shape[0]

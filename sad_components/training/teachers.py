@@ -13,7 +13,12 @@ from sad_components.data.batch import Batch
 from sad_components.data.tokenizers import OffsetTokenizer
 from sad_components.data.transform import TokenizedTrajectory
 from sad_components.loss import HiddenRows, LossSpec, TopKRows
-from sad_components.models.hidden import head_of, stop_at_hidden, vocab_size_of
+from sad_components.models.hidden import (
+    head_of,
+    num_parameters,
+    stop_at_hidden,
+    vocab_size_of,
+)
 
 
 class Teacher(ABC):
@@ -22,9 +27,11 @@ class Teacher(ABC):
     Attributes:
         vocab_size: token ids that it gives a probability to.
         kl_note: how a KL against it is to be read, if it is not the exact one.
+        num_parameters: of its model; None if only what it said is known.
     """
 
     vocab_size: int
+    num_parameters: int | None = None
     kl_note: str | None = None
 
     @abstractmethod
@@ -65,6 +72,7 @@ class LiveTeacher(Teacher):
         self.vocab_size = vocab_size_of(model)
         self.model = stop_at_hidden(model)
         self.head = head_of(model)
+        self.num_parameters = num_parameters(model)
 
     def cut_vocab(self, size: int) -> None:
         self.head = head_of(self.model, size)

@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from sad_components.data.transform import TokenizedTrajectory
-from sad_components.evaluation.heldout import HeldoutEvaluator, format_table, teacher_row
+from sad_components.evaluation.heldout import (
+    MAX_STEPS,
+    HeldoutEvaluator,
+    HeldoutScores,
+    format_table,
+    teacher_row,
+)
 from sad_components.loss import Head, HiddenRows, TopKRows
 from sad_components.spans import SpanKind
 
@@ -99,6 +105,33 @@ def test_kl_against_the_teacher_and_its_entropy():
     assert sharp["kl_act"] == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_kl_by_step_is_the_mean_of_each_step_and_kind():
+    scorer = evaluator(batch_size=1, chunk_tokens=2)
+    flat = Scripted(successor, sharpness=0.0)
+    scorer.score_teacher(hidden_rows(flat), torch.device("cpu"))
+    scores = scorer.score(Scripted(successor, sharpness=5.0), HEAD).to_dict()
+    first, second = scores["kl_by_step"]
+    # step 1 holds three REASON and three ACT tokens of two rows; step 2 one ACT token
+    assert (first["step"], first["tokens"]) == (1, 6)
+    assert (second["step"], second["tokens"], "reason" in second) == (2, 1, False)
+    assert first["reason"] == pytest.approx(scores["kl_reason"])
+    assert second["act"] == pytest.approx(scores["kl_act"])
+
+
+def test_late_steps_count_as_the_last_one():
+    scores = HeldoutScores()
+    steps = torch.tensor([1, MAX_STEPS, MAX_STEPS + 9])
+    scores.add_steps(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1, 2, 2]), steps)
+    assert scores.kl_by_step() == [
+        {"step": 1, "reason": 1.0, "tokens": 1},
+        {"step": MAX_STEPS, "act": 3.0, "tokens": 2},
+    ]
+
+
+def test_without_a_teacher_there_is_no_kl_by_step():
+    assert "kl_by_step" not in evaluator().score(Scripted(successor), HEAD).to_dict()
+
+
 def test_top_k_teacher_gives_kl_and_entropy_of_its_buckets():
     """With one token in the tail the buckets lose nothing."""
     flat, student = Scripted(successor, sharpness=1.0), Scripted(successor, sharpness=5.0)
@@ -119,7 +152,7 @@ def test_ranks_together_score_what_one_scores():
         evaluator(rank=rank, world=2, reduce=lambda t: sums.append(t.clone())).score(
             Scripted(successor), HEAD
         )
-    matched = sums[1] + sums[3]
+    matched = sums[1] + sums[4]  # every rank sums three tensors, the second counts actions
     assert matched.tolist() == [whole["actions"], whole["actions"]]
 
 

@@ -187,5 +187,6 @@ def test_shipped_configs_give_what_they_say(recipe_class, tmp_path, name, policy
     if "tiny" in got:
         assert got["tiny"]["heldout"]["steps"] > 10
         assert got["tiny"]["agent_tokens"] == 2 * 3 * 16
+        assert got["tiny"]["parameters"] == 106_816
     else:
         assert got["random"]["success"]["won"] < won

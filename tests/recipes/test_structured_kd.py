@@ -81,6 +81,9 @@ def test_summary_has_scores_counts_speed_versions_and_config(tiny_run):
     assert (
         summary["heldout"]["after"]["kl_reason"] < 0.6 * summary["heldout"]["before"]["kl_reason"]
     )
+    steps = [row["step"] for row in summary["heldout"]["after"]["kl_by_step"]]
+    assert steps == list(range(1, len(steps) + 1))
+    assert 0 < summary["parameters"]["student"] < summary["parameters"]["teacher"]
     assert summary["data"]["tokens"]["reason"] > 0
     assert summary["throughput"]["tokens_per_s"] > 0
     assert summary["versions"]["torch"].startswith("2.13")
