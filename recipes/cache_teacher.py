@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchtune import config, training
 from tqdm import tqdm
 
-from sad_components.data import TrajectoryDataset
+from sad_components.data import dataset_type
 from sad_components.data.transform import SpanTokenizer
 from sad_components.models.hidden import head_of, stop_at_hidden, vocab_size_of
 from sad_components.spans import SpanKind
@@ -81,7 +81,7 @@ class CacheTeacherRecipe:
             ("heldout", "heldout", real),
         ):
             if cfg.get(key):
-                data = call(TrajectoryDataset, cfg[key], key, transform=transform)
+                data = call(dataset_type(cfg[key]), cfg[key], key, transform=transform)
                 self.say(*data.report.lines())
                 self.datasets[name] = data.rows
         kinds = [SpanKind.parse(name) for name in cfg.cache.get("supervise", ("reason", "act"))]

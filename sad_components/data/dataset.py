@@ -234,4 +234,4 @@ def _shares(weights: Sequence[float | None]) -> list[float] | None:
 
 def _file_title(source: str) -> str:
     """A folder name that tells people where a store's rows came from."""
-    return re.sub(r"[^\w.-]+", "_", Path(str(source)).stem.removeprefix("shipped:")) or "rows"
+    return re.sub(r"[^\w.-]+", "_", Path(str(source)).stem).strip("_") or "rows"
