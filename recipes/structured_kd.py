@@ -33,6 +33,7 @@ from sad_components.models.hidden import (
     stop_at_hidden,
     vocab_size_of,
 )
+from sad_components.models.last_layer import hidden_at
 from sad_components.spans import SpanKind
 from sad_components.training import distributed
 from sad_components.training.config import (
@@ -287,7 +288,7 @@ class StructuredKDRecipe:
         chosen = self.spec.supervised(batch.span_ids_BS, batch.branch_BS)
         teacher = self.teacher.rows(batch, chosen) if self.spec.needs_teacher else None
         student = HiddenRows(
-            self.student(batch.tokens_BS, **batch.attention)[chosen],
+            hidden_at(self.student, batch.tokens_BS, chosen, **batch.attention),
             head_of(self.student, self.vocab),
         )
         return self.loss_fn(

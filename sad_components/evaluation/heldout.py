@@ -18,6 +18,7 @@ from sad_components.loss import Head, HiddenRows, LossSpec, SpanLoss, TopKRows
 from sad_components.loss.functional import entropy
 from sad_components.loss.spec import NUM_KINDS
 from sad_components.loss.structured import kind_sums, token_figures
+from sad_components.models.last_layer import hidden_at
 from sad_components.spans import SpanKind
 
 #: Both agent kinds, each token under its own kind: metrics do not depend on a run's loss.
@@ -174,7 +175,7 @@ class HeldoutEvaluator:
         training = student.training
         student.eval()
         try:
-            hidden_of = lambda _, b: student(b.tokens_BS)[_chosen(b)]  # noqa: E731
+            hidden_of = lambda _, b: hidden_at(student, b.tokens_BS, _chosen(b))  # noqa: E731
             return self._score(hidden_of, head, head.weight_VD.device)
         finally:
             student.train(training)

@@ -19,6 +19,7 @@ from sad_components.models.hidden import (
     stop_at_hidden,
     vocab_size_of,
 )
+from sad_components.models.last_layer import hidden_at
 
 
 class Teacher(ABC):
@@ -87,7 +88,8 @@ class LiveTeacher(Teacher):
 
     @torch.no_grad()
     def rows(self, batch: Batch, chosen_BS: Tensor) -> HiddenRows:
-        return HiddenRows(self.model(batch.tokens_BS, **batch.attention)[chosen_BS], self.head)
+        hidden_ND = hidden_at(self.model, batch.tokens_BS, chosen_BS, **batch.attention)
+        return HiddenRows(hidden_ND, self.head)
 
 
 def as_teacher(component: Any) -> Teacher | None:

@@ -99,11 +99,11 @@ class LiveSource:
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
             batch = collate([rows[i] for i in places], self.pad_id, self.spec).to(self.device)
-            hidden_BSD = self.teacher.model(batch.tokens_BS)
             chosen_BS = self.spec.supervised(batch.span_ids_BS)
-            for b, place in enumerate(places):
-                kinds_N = batch.span_ids_BS[b][chosen_BS[b]]
-                hidden_ND = hidden_BSD[b][chosen_BS[b]]
+            counts = chosen_BS.sum(dim=1).tolist()
+            hidden = self.teacher.rows(batch, chosen_BS).hidden_ND.split(counts)
+            kinds = batch.span_ids_BS[chosen_BS].split(counts)
+            for place, hidden_ND, kinds_N in zip(places, hidden, kinds):
                 encoded[place] = self._encode_row(hidden_ND, kinds_N, row_key(rows[place]))
         return [encoded[i] for i in range(len(rows))]
 
