@@ -197,7 +197,7 @@ class StructuredKDRecipe:
         if self.curriculum is not None:
             rows, knows = self.data.rows, self.teacher and self.curriculum.gamma
             entropies = self.teacher.entropies(rows) if knows else None
-            complexities = self.curriculum.complexities(rows, entropies)
+            complexities = self.curriculum.complexities(self.data.table, rows, entropies)
             self.order = CurriculumOrder(
                 self.order, complexities, self.curriculum, self.total_steps
             )

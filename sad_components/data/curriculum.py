@@ -20,6 +20,7 @@ from sad_components.data.order import StepOrder
 from sad_components.spans import SpanKind
 
 if TYPE_CHECKING:
+    from sad_components.data.store import RowTable
     from sad_components.data.transform import TokenizedTrajectory
 
 #: Told apart from the seeds of plain shuffles and mixtures.
@@ -92,44 +93,55 @@ class Curriculum:
 
     def complexities(
         self,
+        table: RowTable,
         rows: Sequence[TokenizedTrajectory],
         from_teacher: Sequence[float | None] | None = None,
     ) -> np.ndarray:
-        """Complexity of each row, float64, shape [rows].
+        """Complexity of each row, float64, shape [R].
 
         Args:
-            rows: tokenised rows.
+            table: tokens per kind, and the entropy from each row's ``meta.teacher_entropy``.
+            rows: the same rows; read only for their ids.
             from_teacher: the teacher's entropy on each row, None where it knows none. It goes
-                before a row's own ``meta.teacher_entropy``; the file ``entropy`` before both.
+                before a row's own; the file ``entropy`` goes before both.
 
         Raises:
             ValueError: ``gamma`` is not 0 and the entropy of some rows is not known.
         """
-        counts = np.array([np.bincount(r.span_ids, minlength=len(SpanKind)) for r in rows])
-        entropies = self._entropies(rows, from_teacher) if self.gamma else np.zeros(len(rows))
-        reason, act = counts[:, SpanKind.REASON], counts[:, SpanKind.ACT]
+        reason, act = (
+            table.counts[:, kind].astype(np.float64) for kind in (SpanKind.REASON, SpanKind.ACT)
+        )
+        entropy = np.zeros(len(reason))
+        if self.gamma:
+            entropy = self._entropies(table.entropy, rows, from_teacher)
         weights = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
-        return complexity(reason, act, entropies, **weights)
+        return complexity(reason, act, entropy, **weights)
 
     def _entropies(
-        self, rows: Sequence[TokenizedTrajectory], from_teacher: Sequence[float | None] | None
+        self,
+        own: np.ndarray,
+        rows: Sequence[TokenizedTrajectory],
+        from_teacher: Sequence[float | None] | None,
     ) -> np.ndarray:
+        known = own
         if self.entropy is not None:
             by_id = read_entropies(self.entropy)
-            known = [by_id.get(row.id) for row in rows]
-        else:
-            said = from_teacher or [None] * len(rows)
-            known = [row.entropy if value is None else value for row, value in zip(rows, said)]
-        missing = [row.id for row, value in zip(rows, known) if not _is_finite(value)]
+            known = np.array([by_id.get(row.id) for row in rows], dtype=np.float64)
+        elif from_teacher is not None:
+            said = np.array(from_teacher, dtype=np.float64)  # None becomes NaN
+            known = np.where(np.isnan(said), own, said)
+        missing = np.flatnonzero(~np.isfinite(known)).tolist()
         if missing:
-            shown = ", ".join(missing[:5]) + (", .." if len(missing) > 5 else "")
+            shown = ", ".join(rows[i].id for i in missing[:5]) + (
+                ", .." if len(missing) > 5 else ""
+            )
             raise ValueError(
                 f"curriculum.gamma {self.gamma:g} needs the teacher's entropy of every row, in "
                 f"nats per token; {len(missing)} of {len(rows)} rows have none ({shown}): run "
                 "recipes/cache_teacher.py on this dataset and name its cache as teacher or its "
                 "entropy.json as curriculum.entropy, or set gamma: 0"
             )
-        return np.array(known, dtype=np.float64)
+        return known
 
 
 class CurriculumOrder(StepOrder):

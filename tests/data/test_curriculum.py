@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sad_components.data import Batching, StepOrder
 from sad_components.data.curriculum import Curriculum, CurriculumOrder, complexity
+from sad_components.data.store import GroupedRow, RecordMaker, RowTable
 from sad_components.data.transform import TokenizedTrajectory
 
 CONTEXT, REASON, ACT = 0, 1, 2
@@ -26,12 +27,19 @@ def row(reason, act, *, id="r", entropy=None):
     )
 
 
-def make(rows=40, batch=4, epochs=3, seed=0, complexities=None, mix=None, **pace):
+def complexities(rows, from_teacher=None, **options):
+    """Of rows as a data set knows them."""
+    record_of = RecordMaker()
+    table = RowTable.from_records(np.array([record_of(GroupedRow(0, row)) for row in rows]))
+    return Curriculum(**options).complexities(table, rows, from_teacher)
+
+
+def make(rows=40, batch=4, epochs=3, seed=0, scores=None, mix=None, **pace):
     """An order over ``epochs``; row i is the i-th easiest unless told otherwise."""
-    complexities = np.arange(rows) if complexities is None else complexities
+    scores = np.arange(rows) if scores is None else scores
     plain = StepOrder(RANDOM.permutation(rows) + 5, batch, seed, **(mix or {}))
     total = plain.steps_per_epoch * epochs
-    return CurriculumOrder(plain, complexities, Curriculum(**pace), total)
+    return CurriculumOrder(plain, scores, Curriculum(**pace), total)
 
 
 def steps(order):
@@ -44,28 +52,27 @@ def steps(order):
 def test_complexity_by_hand():
     assert complexity(10, 4, 0.5, alpha=1.0, beta=2.0, gamma=100.0) == 68.0
     rows = [row(10, 4, entropy=0.5), row(3, 1, entropy=2.0)]
-    found = Curriculum(alpha=1.0, beta=2.0, gamma=100.0).complexities(rows)
-    assert found.tolist() == [68.0, 205.0]
-    assert Curriculum().complexities([row(10, 4), row(3, 1)]).tolist() == [14.0, 4.0]
+    assert complexities(rows, alpha=1.0, beta=2.0, gamma=100.0).tolist() == [68.0, 205.0]
+    assert complexities([row(10, 4), row(3, 1)]).tolist() == [14.0, 4.0]
 
 
 def test_entropy_comes_from_the_file_then_the_teacher_then_the_row(tmp_path):
     rows = [row(1, 1, id="a", entropy=1.0), row(2, 1, id="b", entropy=1.0)]
-    said = [2.0, None]
     (tmp_path / "entropy.json").write_text(json.dumps({"a": 5.0, "b": 6.0}))
-    only_gamma = {"alpha": 0.0, "beta": 0.0, "gamma": 1.0}
-    assert Curriculum(**only_gamma).complexities(rows).tolist() == [1.0, 1.0]
-    assert Curriculum(**only_gamma).complexities(rows, said).tolist() == [2.0, 1.0]
+    nats = {"alpha": 0.0, "beta": 0.0, "gamma": 1.0}
+    assert complexities(rows, **nats).tolist() == [1.0, 1.0]
+    assert complexities(rows, [2.0, None], **nats).tolist() == [2.0, 1.0]
     file = str(tmp_path / "entropy.json")
-    assert Curriculum(**only_gamma, entropy=file).complexities(rows, said).tolist() == [5.0, 6.0]
+    assert complexities(rows, [2.0, None], **nats, entropy=file).tolist() == [5.0, 6.0]
 
 
 def test_rows_without_entropy_are_counted_and_the_remedy_named():
     rows = [row(1, 1, id="a", entropy=1.0), row(1, 2, id="b"), row(1, 3, id="c", entropy=np.nan)]
     message = r"gamma 2 needs .*2 of 3 rows have none \(b, c\): run recipes/cache_teacher.py"
-    with pytest.raises(ValueError, match=message):
-        Curriculum(gamma=2.0).complexities(rows)
-    assert Curriculum(gamma=0.0).complexities(rows).tolist() == [2.0, 3.0, 4.0]
+    for said in (None, [None, None, None]):
+        with pytest.raises(ValueError, match=message):
+            complexities(rows, said, gamma=2.0)
+    assert complexities(rows, gamma=0.0).tolist() == [2.0, 3.0, 4.0]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[1]", '{"a": "x"}', '{"a": NaN}'])
@@ -74,7 +81,7 @@ def test_a_file_that_holds_no_entropies_is_refused(tmp_path, content):
     if content is not None:
         file.write_text(content)
     with pytest.raises(ValueError, match=r"curriculum.entropy is a .*e\.json"):
-        Curriculum(gamma=1.0, entropy=str(file)).complexities([row(1, 1, id="a")])
+        complexities([row(1, 1, id="a")], gamma=1.0, entropy=str(file))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +121,7 @@ def test_only_rows_of_the_pool_are_read():
 
 
 def test_equal_complexities_come_as_in_the_data():
-    order = make(complexities=np.zeros(40), start=0.1, full_at=1.0)
+    order = make(scores=np.zeros(40), start=0.1, full_at=1.0)
     assert order.step_rows(0) == sorted([0, 1, 2, 3], key=lambda i: order.lengths[i])
 
 
@@ -211,7 +218,7 @@ def test_the_order_is_a_function_of_step_and_settings():
         {"alpha": 2.0},
         {"epochs": 4},
         {"seed": 1},
-        {"complexities": np.arange(40) * 2.0},
+        {"scores": np.arange(40) * 2.0},
     ],
 )
 def test_settings_tell_orders_apart(change):
@@ -243,7 +250,7 @@ def test_the_line_for_people():
 
 def test_as_many_complexities_as_rows():
     with pytest.raises(ValueError, match="every row has one complexity; got 3 for 40 rows"):
-        make(complexities=np.arange(3))
+        make(scores=np.arange(3))
 
 
 # -- mixtures -----------------------------------------------------------------------------------
@@ -254,7 +261,7 @@ MIX = {"groups": GROUPS, "weights": [1, 1]}
 
 def test_each_source_of_a_mixture_opens_by_its_own_complexities_at_its_own_share():
     hard_source_first = np.r_[np.arange(30) + 1000, np.arange(10)]
-    order = make(complexities=hard_source_first, epochs=3, start=0.2, full_at=0.5, mix=MIX)
+    order = make(scores=hard_source_first, epochs=3, start=0.2, full_at=0.5, mix=MIX)
     plain = StepOrder(order.lengths, 4, 0, **MIX)
     for step, rows in enumerate(steps(order)):
         count = [int((GROUPS[read] == 0).sum()) for read in (rows, plain.step_rows(step))]
