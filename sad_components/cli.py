@@ -28,6 +28,9 @@ COMMANDS = {
     "convert": Command(
         "sad_components.viewer.convert", "write a transcript file as canonical JSONL"
     ),
+    "train-tokenizer": Command(
+        "sad_components.data.train_tokenizer", "train a small BPE tokenizer on transcripts"
+    ),
     "play": Command("sad_components.viewer.play", "show an episode live in the terminal"),
 }
 
