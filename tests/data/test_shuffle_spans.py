@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sad_components.data import SpanTokenizer
+from sad_components.data.reading import describe_transform
 from sad_components.data.shuffle import shuffle_spans
 from sad_components.data.transform import IGNORE
 from sad_components.loss import LossSpec, SpanLoss
@@ -86,6 +87,12 @@ def test_rows_are_cut_before_their_spans_move(tokenizer, react):
     (real,), (row,) = (t.rows(react(8)) for t in (cut.with_real_spans(), cut))
     assert row.truncated == real.truncated > 0
     assert np.array_equal(row.tokens, real.tokens)
+
+
+def test_stored_rows_of_one_are_not_taken_for_the_other(transform):
+    shuffled, real = (describe_transform(t) for t in (transform, transform.with_real_spans()))
+    assert (shuffled.pop("shuffle_spans"), real.pop("shuffle_spans")) == (3, None)
+    assert shuffled == real
 
 
 @pytest.mark.parametrize("seed", [-1, True, "yes", 0.5])
