@@ -98,7 +98,7 @@ def test_draws_train_with_forward_kl_only():
     [
         (("loss.act.temperature=3",), "loss.act asks for 3:"),
         (("transform.style=chat",), r"other data: 8 of 8 rows"),
-        (("dataset.limit=9",), r"other data: 1 of 12 rows"),
+        (("dataset.limit=9",), r"other data: 1 of 9 rows"),
         (("teacher.verify=never",), "verify is full, lazy or off"),
         (("teacher.path=nowhere",), "no teacher cache in nowhere"),
         (("loss.observation={}",), "no tokens of the span kinds observation"),
