@@ -56,14 +56,14 @@ class RowDataset(Dataset):
 
     def _load(
         self, readers: Sequence[SourceReader], title: str, store: str | None
-    ) -> list[DataReport]:
-        """Fills ``rows``; the readers' reports."""
+    ) -> tuple[list[DataReport], str]:
+        """Fills ``rows``; the readers' reports, and where the rows lie if on disk."""
         if store is None:
             record_of = RecordMaker()
             items = list(_all_rows(readers))
             self._records = np.array([record_of(item) for item in items])
             self.rows = [item.row for item in items]
-            return [reader.report for reader in readers]
+            return [reader.report for reader in readers], ""
         self.rows, found, where = open_store(
             store,
             title,
@@ -71,10 +71,7 @@ class RowDataset(Dataset):
             lambda: _all_rows(readers),
             lambda: [reader.report.to_dict() for reader in readers],
         )
-        reports = [DataReport.from_dict(report) for report in found]
-        for report in reports:
-            report.store = where
-        return reports
+        return [DataReport.from_dict(report) for report in found], where
 
 
 class TrajectoryDataset(RowDataset):
@@ -125,7 +122,9 @@ class TrajectoryDataset(RowDataset):
             limit=limit,
             filters=from_mapping(Filters, filters, "filters"),
         )
-        (self.report,) = self._load([reader], _file_title(source), store)
+        (report,), where = self._load([reader], _file_title(source), store)
+        report.store = where
+        self.report = report
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,8 @@ class MixedDataset(RowDataset):
         self.weights = _shares([part.weight for part in parts])
         shared = dict(filters or {})
         readers = [part.reader(transform, shared, p) for part, p in zip(parts, places)]
-        reports = self._load(readers, "mixture", store)
-        self.report = MixtureReport(reports, self.weights)
+        reports, where = self._load(readers, "mixture", store)
+        self.report = MixtureReport(reports, self.weights, where)
         self.groups = self.table.groups
 
 

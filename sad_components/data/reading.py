@@ -123,7 +123,10 @@ class SourceReader:
         if self._format is not None:
             self.report.format = f"{self._format.name}, set in the config"
         else:
-            self._detector = Detector(raw.record for raw in sample)
+            try:
+                self._detector = Detector(raw.record for raw in sample)
+            except TrajectoryError as error:
+                raise TrajectoryError(f"{self.report.source}: {error}") from None
             self.report.format = self._detector.explain()
         return chain(sample, rows)
 

@@ -72,9 +72,7 @@ class DataReport:
                 f"{self.dropped_tokens:,} tokens dropped"
             )
         out += [*_left_out("filtered out", self.dropped), *_left_out("skipped", self.skipped)]
-        if self.store:
-            out.append(f"  tokenised rows: {self.store}")
-        return out
+        return [*out, *_stored(self.store)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -89,10 +87,12 @@ class MixtureReport:
     Args:
         parts: a report per source.
         weights: share of each epoch that is the source's; None for shares as large as sources.
+        store: where the tokenised rows lie, if on disk.
     """
 
     parts: Sequence[DataReport]
     weights: Sequence[float] | None = None
+    store: str = ""
 
     def lines(self) -> list[str]:
         """For people: the shares, then what each source's report says."""
@@ -104,7 +104,7 @@ class MixtureReport:
             seen = f", each row seen {share / own:.2f} times" if self.weights is not None else ""
             first, *rest = part.lines()
             out += [f"  {share:.1%} of an epoch{seen}: {first}", *(f"  {line}" for line in rest)]
-        return out
+        return [*out, *_stored(self.store)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: the sums under a single source's names, and ``sources``."""
@@ -116,8 +116,13 @@ class MixtureReport:
             **{name: sum(getattr(part, name) for part in self.parts) for name in counts},
             "tokens": dict(tokens),
             "weights": None if self.weights is None else list(self.weights),
+            "store": self.store,
             "sources": [part.to_dict() for part in self.parts],
         }
+
+
+def _stored(where: str) -> list[str]:
+    return [f"  tokenised rows: {where}"] if where else []
 
 
 def _left_out(verb: str, reasons: Mapping[str, Sequence[str]]) -> list[str]:

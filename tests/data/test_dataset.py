@@ -192,3 +192,10 @@ def test_what_every_filter_drops_is_an_error_that_says_so(transform, write, reac
 def test_wrong_keys_of_filters_name_the_nearest(transform, write, react):
     with pytest.raises(ValueError, match=r"filters takes no 'sucess' \(did you mean 'success'\?\)"):
         TrajectoryDataset(write([react()]), transform, filters={"sucess": True})
+
+
+def test_a_file_of_something_else_is_named(transform, tmp_path):
+    path = tmp_path / "products.jsonl"
+    path.write_text('{"price": 3}\n')
+    with pytest.raises(TrajectoryError, match=r"products\.jsonl: no transcript format fits"):
+        TrajectoryDataset(str(path), transform)
