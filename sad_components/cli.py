@@ -31,6 +31,7 @@ COMMANDS = {
     "train-tokenizer": Command(
         "sad_components.data.train_tokenizer", "train a small BPE tokenizer on transcripts"
     ),
+    "report": Command("sad_components.report.command", "make a web page about runs, and PNGs"),
     "play": Command("sad_components.viewer.play", "show an episode live in the terminal"),
 }
 
