@@ -22,8 +22,8 @@ class Batching:
         batch_size: sequences per micro-batch, where ``max_tokens`` sets no limit.
         max_tokens: positions per micro-batch, padding included (sequences times the longest);
             None for no limit. A longer row is a micro-batch of its own.
-        packing: whether rows share a sequence; a sequence is then as long as the longest row
-            of the share, and as few as first-fit finds are used.
+        packing: whether rows share a sequence, of at most ``max_tokens`` (then one a micro-batch,
+            without padding), or as long as the share's longest row.
 
     Raises:
         ValueError: ``batch_size`` or ``max_tokens`` is below 1, or ``packing`` no boolean.
@@ -88,7 +88,7 @@ class Batching:
 
     def _packed(self, rows: list[int]) -> list[Packed]:
         """First-fit decreasing: each row goes into the first sequence that has room for it."""
-        room = max((int(self.lengths[row]) for row in rows), default=0)
+        room = max([self.max_tokens or 0, *(int(self.lengths[row]) for row in rows)])
         sequences: list[Packed] = []
         free: list[int] = []
         for row in reversed(rows):
