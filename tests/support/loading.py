@@ -15,6 +15,7 @@ def load_module(relative: str) -> ModuleType:
     path = ROOT / relative
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses, and classes named by their path, are looked up there
+    # dataclasses, and classes named by their path, are looked up there
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
