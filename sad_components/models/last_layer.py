@@ -23,6 +23,8 @@ from torchtune.modules import (
     TransformerSelfAttentionLayer,
 )
 
+from sad_components.models.blocks import NormFirstAttention
+
 #: Above this share of chosen positions (Q / S) the plain path is as fast.
 WORTHWHILE = 0.9
 _ATTRIBUTE = "_last_layer_handover"
@@ -78,7 +80,8 @@ def saves_at(model: nn.Module) -> str:
     """What the last layer skips at positions that are not chosen.
 
     Returns:
-        "queries and mlp", for torchtune's own self-attention layer and attention; "mlp", where
+        "queries and mlp", for torchtune's own self-attention layer and an attention of its own or
+        :class:`~sad_components.models.blocks.NormFirstAttention`; "mlp", where
         the attention is of another class (Gemma 2) or a call's mask is a ``BlockMask``; "nothing",
         for any other layer, or with key-value caches set up.
     """
@@ -88,7 +91,8 @@ def saves_at(model: nn.Module) -> str:
         return "nothing"
     if getattr(layer.attn, "kv_cache", None) is not None:
         return "nothing"
-    return "queries and mlp" if _is_plain(layer.attn, MultiHeadAttention) else "mlp"
+    plain = any(_is_plain(layer.attn, kind) for kind in (MultiHeadAttention, NormFirstAttention))
+    return "queries and mlp" if plain else "mlp"
 
 
 def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
@@ -197,6 +201,8 @@ def _heads(
     attn: MultiHeadAttention, projected: Tensor, norm: nn.Module | None, positions: Tensor | None
 ) -> Tensor:
     """Heads [B, H, S, d] with positions in, normed where the model does."""
+    if isinstance(attn, NormFirstAttention):
+        return attn.heads(projected, norm, positions)
     heads = projected.view(*projected.shape[:2], -1, attn.head_dim)
     if attn.pos_embeddings is not None:
         heads = attn.pos_embeddings(heads, input_pos=positions)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchtune.modules import TransformerDecoder
+from torchtune.modules import MultiHeadAttention, TransformerDecoder
 from torchtune.training.precision import PRECISION_STR_TO_DTYPE
 
 from sad_components.models.checkpoint import (
@@ -19,7 +19,12 @@ from sad_components.models.checkpoint import (
     load_hf_folder,
     save_hf_folder,
 )
-from sad_components.models.families import family_of_config, family_of_model
+from sad_components.models.families import (
+    build_decoder,
+    family_of_config,
+    family_of_model,
+    hf_config_of,
+)
 from sad_components.models.initialization import init_weights
 
 _LAYER = re.compile(r"^layers\.(\d+)\.")
@@ -30,6 +35,7 @@ def from_pretrained(
     path: str | Path,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    dropout: float | None = None,
 ) -> TransformerDecoder:
     """The decoder stored in a folder in Hugging Face format, of any known family.
 
@@ -40,21 +46,24 @@ def from_pretrained(
         dtype: of the parameters, a torch dtype or ``bf16``, ``fp32``, ..; ``None``: torch's
             default dtype.
         device: where it is built; ``None``: torch's default device.
+        dropout: of every kind, in [0, 1]; ``None``: what the config says (0.1 in GPT-2's).
 
     Raises:
         ValueError: the folder or its config is not readable, or its weights do not fit it.
     """
-    return build_from_hf_folder(path, dtype=dtype, device=device)[0]
+    return build_from_hf_folder(path, dtype=dtype, device=device, dropout=dropout)[0]
 
 
 def build_from_hf_folder(
     path: str | Path,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    dropout: float | None = None,
 ) -> tuple[TransformerDecoder, dict[str, Any]]:
     """As :func:`from_pretrained`, with the content of ``config.json``."""
     config, state_dict, _ = _load(path)
-    return _assemble(config, state_dict, dtype, device, path), config
+    model = _assemble(config, state_dict, dtype, device, path)
+    return set_dropout_(model, dropout), config
 
 
 def cut_student(
@@ -63,6 +72,7 @@ def cut_student(
     layers: Sequence[int] | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    dropout: float | None = None,
 ) -> TransformerDecoder:
     """A student with some of a teacher's layers, all its weights copied from the teacher.
 
@@ -72,6 +82,7 @@ def cut_student(
         layers: which layers, 0-based and ascending; instead of ``num_layers``.
         dtype: see :func:`from_pretrained`.
         device: see :func:`from_pretrained`.
+        dropout: see :func:`from_pretrained`.
 
     Raises:
         ValueError: both or neither of ``num_layers`` and ``layers``; layers that the teacher
@@ -96,7 +107,7 @@ def cut_student(
         elif int(match[1]) in position:
             student[f"layers.{position[int(match[1])]}.{name[match.end() :]}"] = tensor
     config[family_of_config(config).layers_key] = len(kept)
-    return _assemble(config, student, dtype, device, path)
+    return set_dropout_(_assemble(config, student, dtype, device, path), dropout)
 
 
 def even_layers(depth: int, num_layers: int) -> list[int]:
@@ -124,6 +135,7 @@ def from_scratch(
     seed: int = 0,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    dropout: float | None = None,
 ) -> TransformerDecoder:
     """A decoder with random weights N(0, 0.02) that depend on ``seed`` alone.
 
@@ -132,15 +144,39 @@ def from_scratch(
         seed: of the weights.
         dtype: see :func:`from_pretrained`.
         device: see :func:`from_pretrained`.
+        dropout: see :func:`from_pretrained`.
 
     Raises:
         ValueError: an unknown family, or a config it cannot express.
     """
     hf_config = dict(config) if isinstance(config, Mapping) else load_hf_config(config)
     with torch.device("cpu"):
-        model = family_of_config(hf_config).build(hf_config)
+        model = build_decoder(hf_config)
     _cast_parameters(init_weights(model, seed), _as_dtype(dtype))
+    set_dropout_(model, dropout)
     return model.to(torch.get_default_device() if device is None else device)
+
+
+def set_dropout_(model: TransformerDecoder, dropout: float | None) -> TransformerDecoder:
+    """``model`` with every dropout, of attention weights too, set to ``dropout``; in place.
+
+    Args:
+        model: any decoder.
+        dropout: in [0, 1]; ``None`` changes nothing.
+
+    Raises:
+        ValueError: another number.
+    """
+    if dropout is None:
+        return model
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must be in [0, 1]; got {dropout}")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+        elif isinstance(module, MultiHeadAttention):
+            module.attn_dropout = dropout
+    return model
 
 
 def save_student(
@@ -152,8 +188,9 @@ def save_student(
     """Writes ``model`` as a folder in Hugging Face format that transformers loads; its path.
 
     The config is read from the model's own modules, so that a student built by any means can be
-    saved. See :func:`sad_components.models.checkpoint.save_hf_folder` for what happens to an
-    older checkpoint there.
+    saved; what they do not say comes from the config it was built from, where there is one. See
+    :func:`sad_components.models.checkpoint.save_hf_folder` for what happens to an older
+    checkpoint there.
 
     Args:
         model: a decoder of a known family.
@@ -167,7 +204,7 @@ def save_student(
     """
     family = family_of_model(model)
     weights = model.state_dict() if state_dict is None else state_dict
-    config = family.hf_config(model)
+    config = hf_config_of(model)
     config.update(dict.fromkeys(_TOKEN_IDS))
     if tokenizer_dir is not None and (Path(tokenizer_dir) / CONFIG_FILE).is_file():
         reference = load_hf_config(tokenizer_dir)
@@ -195,7 +232,7 @@ def _assemble(
     """The decoder of ``config`` holding copies of ``state_dict``, never initialised twice."""
     target = torch.get_default_device() if device is None else torch.device(device)
     with torch.device("meta"):
-        model = family_of_config(config).build(config)
+        model = build_decoder(config)
     tensors = {k: v.to(target, _as_dtype(dtype), copy=True) for k, v in state_dict.items()}
     try:
         model.load_state_dict(tensors, strict=True, assign=True)

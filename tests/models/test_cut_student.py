@@ -17,7 +17,7 @@ from sad_components.models import (
     from_scratch,
     save_student,
 )
-from sad_components.models.smollm2 import smollm2_hf_config
+from sad_components.models.llama import llama_hf_config
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_random_model_follows_config_and_seed(tiny_config, tiny_folder, tokens):
     assert not torch.equal(first.norm.scale + 1, other.norm.scale)
     assert other.tok_embeddings.weight.dtype == torch.bfloat16
     assert not torch.equal(other.tok_embeddings.weight.float(), first.tok_embeddings.weight)
-    assert smollm2_hf_config(first)["num_key_value_heads"] == 2
+    assert llama_hf_config(first)["num_key_value_heads"] == 2
 
 
 def test_random_model_can_be_saved(tiny_config, tokens, tmp_path):

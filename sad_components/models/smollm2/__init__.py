@@ -1,22 +1,28 @@
-"""SmolLM2: builders, weight conversion and configs (``LlamaForCausalLM`` in Hugging Face terms)."""
+"""SmolLM2: builders. In Hugging Face's terms it is a llama (sad_components/models/llama)."""
 
-from sad_components.models.smollm2._component_builders import smollm2
-from sad_components.models.smollm2._convert_weights import smollm2_hf_to_tune, smollm2_tune_to_hf
-from sad_components.models.smollm2._hf_config import (
-    is_smollm2,
-    smollm2_from_hf_config,
-    smollm2_hf_config,
+from sad_components.models.smollm2._component_builders import lora_smollm2, smollm2
+from sad_components.models.smollm2._model_builders import (
+    lora_smollm2_1_7b,
+    lora_smollm2_135m,
+    lora_smollm2_360m,
+    qlora_smollm2_1_7b,
+    qlora_smollm2_135m,
+    qlora_smollm2_360m,
+    smollm2_1_7b,
+    smollm2_135m,
+    smollm2_360m,
 )
-from sad_components.models.smollm2._model_builders import smollm2_1_7b, smollm2_135m, smollm2_360m
 
 __all__ = [
-    "is_smollm2",
+    "lora_smollm2",
+    "lora_smollm2_1_7b",
+    "lora_smollm2_135m",
+    "lora_smollm2_360m",
+    "qlora_smollm2_1_7b",
+    "qlora_smollm2_135m",
+    "qlora_smollm2_360m",
     "smollm2",
     "smollm2_1_7b",
     "smollm2_135m",
     "smollm2_360m",
-    "smollm2_from_hf_config",
-    "smollm2_hf_config",
-    "smollm2_hf_to_tune",
-    "smollm2_tune_to_hf",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torchtune.modules import TransformerDecoder
 
+from sad_components.models.lora import lora_version
 from sad_components.models.smollm2._component_builders import smollm2
 
 
@@ -68,3 +69,11 @@ def smollm2_1_7b(
         rope_base=130_000,
         attn_dropout=attn_dropout,
     )
+
+
+lora_smollm2_135m = lora_version(smollm2_135m)
+lora_smollm2_360m = lora_version(smollm2_360m)
+lora_smollm2_1_7b = lora_version(smollm2_1_7b)
+qlora_smollm2_135m = lora_version(smollm2_135m, "qlora")
+qlora_smollm2_360m = lora_version(smollm2_360m, "qlora")
+qlora_smollm2_1_7b = lora_version(smollm2_1_7b, "qlora")
