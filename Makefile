@@ -1,10 +1,13 @@
 # make quickstart   install, fetch the demo teacher, distil a student, show before and after
+# make household-agent   train a household teacher from scratch, distil a student from it and let
+#                   both play 60 held-out games (household-teacher, household-student: one of them)
 # make test         install what the tests need and run the fast suite with coverage
 # make lint         ruff
 # make clean        remove .venv, build outputs and caches (never runs or models)
 #
 # Variables:
 #   PYTHON=python3.12     the interpreter .venv is made of; 3.11 or later
+#   HOUSEHOLD_RUN=<folder>  where household-agent writes (default: runs/household)
 #   HOUSEHOLD=0           leave ALFWorld's engine out of `make test` (it needs a C++ compiler)
 #   TORCH_INDEX=<url>     a package index with torch's CPU build. PyPI's Linux build brings CUDA,
 #                         several GB; without a GPU use
@@ -28,13 +31,28 @@ INSTALLED := $(VENV)/.installed
 # One stamp for each choice of extras, so that changing HOUSEHOLD installs again.
 TEST_INSTALLED := $(VENV)/.installed-test-$(HOUSEHOLD)
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart household-agent household-teacher household-student test lint clean
 
 RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 quickstart: $(INSTALLED)
 	$(BIN)/sad fetch-demo
 	$(BIN)/tune run recipes/structured_kd.py --config $(QUICKSTART_CONFIG) output_dir=$(RUN)
+
+export HOUSEHOLD_RUN ?= runs/household
+
+household-agent: household-teacher household-student
+
+household-teacher: $(TEST_INSTALLED)
+	$(BIN)/tune run recipes/collect_trajectories.py --config household/collect_teacher_data
+	$(BIN)/sad train-tokenizer $(HOUSEHOLD_RUN)/expert.jsonl --out $(HOUSEHOLD_RUN)/tokenizer \
+	  --vocab-size 1024 --numbered-names
+	$(BIN)/tune run recipes/structured_kd.py --config household/train_teacher
+	$(BIN)/tune run recipes/evaluate_agent.py --config household/evaluate_teacher
+
+household-student: $(TEST_INSTALLED)
+	$(BIN)/tune run recipes/structured_kd.py --config household/distil_student
+	$(BIN)/tune run recipes/evaluate_agent.py --config household/evaluate_student
 
 test: $(TEST_INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" --cov=sad_components --cov-report=term
