@@ -20,11 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from torchtune import config, training
 from tqdm import tqdm
 
-from sad_components.data import Batching, StepOrder, collate_packed, dataset_type
+from sad_components.data import Batch, Batching, StepOrder, collate_packed, dataset_type
 from sad_components.data.curriculum import Curriculum, CurriculumOrder
 from sad_components.data.transform import SpanTokenizer, TokenizedTrajectory
 from sad_components.evaluation.heldout import HeldoutEvaluator, format_table, teacher_row
-from sad_components.loss import HiddenRows
+from sad_components.loss import HiddenRows, LossOutput
 from sad_components.models import from_pretrained, save_student
 from sad_components.models.families import family_of_model
 from sad_components.models.hidden import (
@@ -136,7 +136,7 @@ class StructuredKDRecipe:
         if self.is_main:
             self.folder.write_config(cfg)
             self.folder.forget_after(self.step)
-        self.throughput = Throughput(self.device)
+        self.throughput = Throughput(self.device, distributed.sum_over_ranks)
 
     def _setup_data(self, cfg: DictConfig) -> None:
         kind = dataset_type(cfg.dataset)
@@ -244,24 +244,20 @@ class StructuredKDRecipe:
     def train_step(self) -> dict[str, float]:
         """One optimizer step; its loss and per-span means over all ranks."""
         metrics = {**self.gradients(), **self.order.metrics(self.step)}
-        if self.clip is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
-            metrics["grad_norm"] = float(norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.throughput.timing("optimizer"):
+            if self.clip is not None:
+                norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
+                metrics["grad_norm"] = float(norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
             self.scheduler.step()
         return {**metrics, **self.throughput.rates()}
 
     def gradients(self) -> dict[str, float]:
         """The step's gradients in ``.grad``, summed over micro-batches and ranks."""
-        micro = [
-            collate_packed(rows, self.tokenizer.pad_id, self.spec, self.width).to(self.device)
-            for rows in self._micro_rows(self.step)
-        ]
-        if self.teacher:
-            ahead = self._micro_rows(self.step + 1)
-            self.teacher.prefetch([row for batch in ahead for seq in batch for row in seq])
+        with self.throughput.timing("data"):
+            micro = self._micro_batches()
         counts = torch.zeros(len(SpanKind), dtype=torch.float64, device=self.device)
         for batch in micro:
             counts += self.spec.count(batch.span_ids_BS, batch.branch_BS)
@@ -270,35 +266,49 @@ class StructuredKDRecipe:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in micro:
             output = self.batch_loss(batch, counts)
-            output.loss.backward()
+            with self.throughput.timing("student"):
+                output.loss.backward()
             total += output.loss.detach().double()
             for name, value in output.sums.items():
                 sums[name] = sums.get(name, 0) + value
-            self.throughput.add(batch.num_tokens, int(output.sums["count"].sum()))
+            self.throughput.add(batch.num_tokens, output.sums["count"].sum())
         distributed.sum_gradients(self.student)
         return {"loss": float(distributed.sum_over_ranks(total)), **self._span_means(sums)}
+
+    def _micro_batches(self) -> list[Batch]:
+        """This rank's batches of the step; the teacher hears which rows come next."""
+        micro = [
+            collate_packed(rows, self.tokenizer.pad_id, self.spec, self.width).to(self.device)
+            for rows in self._micro_rows(self.step)
+        ]
+        if self.teacher:
+            ahead = self._micro_rows(self.step + 1)
+            self.teacher.prefetch([row for batch in ahead for seq in batch for row in seq])
+        return micro
 
     def _micro_rows(self, step: int) -> list[list[list[TokenizedTrajectory]]]:
         """This rank's rows of a step: micro-batches of sequences of rows."""
         batches = self.batching.micro_batches(self.order.step_rows(step), self.rank, self.world)
         return [[[self.data[i] for i in rows] for rows in batch] for batch in batches]
 
-    def batch_loss(self, batch, counts: torch.Tensor):
+    def batch_loss(self, batch: Batch, counts: torch.Tensor) -> LossOutput:
         """Loss of one micro-batch: heads run on the supervised tokens only."""
         chosen = self.spec.supervised(batch.span_ids_BS, batch.branch_BS)
-        teacher = self.teacher.rows(batch, chosen) if self.spec.needs_teacher else None
-        student = HiddenRows(
-            hidden_at(self.student, batch.tokens_BS, chosen, **batch.attention),
-            head_of(self.student, self.vocab),
-        )
-        return self.loss_fn(
-            student,
-            teacher,
-            batch.targets_BS[chosen],
-            batch.span_ids_BS[chosen],
-            batch.branch_BS[chosen],
-            counts=counts,
-        )
+        teacher = None
+        if self.spec.needs_teacher:
+            with self.throughput.timing("teacher"):
+                teacher = self.teacher.rows(batch, chosen)
+        with self.throughput.timing("student"):
+            hidden_ND = hidden_at(self.student, batch.tokens_BS, chosen, **batch.attention)
+        with self.throughput.timing("loss"):
+            return self.loss_fn(
+                HiddenRows(hidden_ND, head_of(self.student, self.vocab)),
+                teacher,
+                batch.targets_BS[chosen],
+                batch.span_ids_BS[chosen],
+                batch.branch_BS[chosen],
+                counts=counts,
+            )
 
     def _span_means(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         """``kl_reason``, ``ce_act``, .. over the step's tokens of all ranks."""

@@ -85,7 +85,10 @@ def test_summary_has_scores_counts_speed_versions_and_config(tiny_run):
     assert steps == list(range(1, len(steps) + 1))
     assert 0 < summary["parameters"]["student"] < summary["parameters"]["teacher"]
     assert summary["data"]["tokens"]["reason"] > 0
-    assert summary["throughput"]["tokens_per_s"] > 0
+    speed = summary["throughput"]
+    assert speed["tokens_per_s"] > speed["supervised_tokens_per_s"] > 0
+    assert sum(speed["time_shares"].values()) == pytest.approx(1)
+    assert speed["time_shares"]["teacher"] > 0
     assert summary["versions"]["torch"].startswith("2.13")
     assert summary["seed"] == 0
     assert summary["config"]["loss"]["normalize"] == "span"
@@ -97,7 +100,9 @@ def test_metrics_of_every_step_are_logged(tiny_run):
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == list(range(1, 13))
     assert all(
-        {"kl_reason", "kl_act", "tokens_per_s", "lr"} <= set(x) for x in lines if "loss" in x
+        {"kl_reason", "kl_act", "tokens_per_s", "seconds_teacher", "lr"} <= set(x)
+        for x in lines
+        if "loss" in x
     )
     assert [x["step"] for x in lines if "heldout_kl_act" in x] == [0, 6, 12, 12]
 
