@@ -177,7 +177,7 @@ def bar_pictures(players: Sequence[Player]) -> list[Picture]:
         if not any(value for *_, value in bars):
             continue
         if name == "reasoning_length" and len(units) == 1:
-            unit = f"{one_line(*units, limit=24)} {unit}"
+            unit = f"{one_line(min(units), 24)} {unit}"
         alt = f"{title}: {'; '.join(f'{label} {value:.3g}' for _, label, value in bars)}."
         drawn = partial(_bars, bars=bars, unit=unit)
         pictures.append(picture(name, title, alt, drawn, height=0.85 + 0.42 * len(bars)))
@@ -244,5 +244,4 @@ def _retention(axes: Axes, *, points: Sequence[Retention]) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_xlabel("times fewer parameters than the teacher")
     axes.set_ylabel("kept of the teacher")
-    handles, labels = axes.get_legend_handles_labels()
-    axes.get_figure().legend(handles, labels, loc="outside lower left", ncols=1)
+    legend(axes, least=1)

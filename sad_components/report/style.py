@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 #: Figures have this width (inches), so that a telephone shows them legibly; PNGs this resolution.
 WIDTH, DPI = 4.1, 150
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "text.parse_math": False,  # names come from files: a dollar sign is a dollar sign

@@ -106,18 +106,20 @@ _SCORES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 def heldout_table(runs: Sequence[TrainingRun]) -> Table | None:
     """Held-out scores before and after training, and the teacher's own; None without any."""
-    rows, actions = [], set()
+    rows: list[list[str]] = []
+    actions: set[int] = set()
     for run in runs:
         named = (("before", "student before"), ("after", "student after"), ("teacher", "teacher"))
         for when, name in named:
             scores = run.scores(when)
             if scores:
                 rows.append([f"{run.label}: {name}", *(f(scores.get(k)) for k, _, f in _SCORES)])
-                actions.add(count(scores.get("actions")))
+                found = count(scores.get("actions"))
+                actions |= set() if found is None else {found}
     if not rows:
         return None
     note = "KL, CE and the teacher's entropy in nats per token; teacher-forced."
-    if actions := actions - {None}:
+    if actions:
         note += f" Action match over {' / '.join(f'{a:,}' for a in sorted(actions))} actions."
     return Table("Held-out trajectories", ["model", *(h for _, h, _ in _SCORES)], rows, note)
 

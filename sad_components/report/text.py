@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 #: Control characters as their pictures; line breaks and tabs stay.
-_SHOWN = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_SHOWN: dict[int, int | str] = {
+    code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
+}
 _SHOWN[0x7F] = 0x2421
 #: Pieces of characters and C1 controls: nothing to show, and the former cannot even be written.
 _SHOWN |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
 #: Marks that would turn the direction of the text around them, or hide in it.
-_HIDDEN = {
-    code: f"⟨U+{code:04X}⟩"
-    for code in (0x061C, 0x200B, *range(0x200E, 0x2010), *range(0x202A, 0x202F), 0xFEFF)
-} | {code: f"⟨U+{code:04X}⟩" for code in range(0x2060, 0x2070)}
-_TABLE = {**_SHOWN, **_HIDDEN, 0x2028: "\n", 0x2029: "\n"}
+_HIDDEN = (0x061C, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF)
+_TABLE: dict[int, int | str] = {
+    **_SHOWN,
+    **{code: f"⟨U+{code:04X}⟩" for code in _HIDDEN},
+    **dict.fromkeys((0x2028, 0x2029), "\n"),
+}
 
 
 def clean(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from sad_components.report.reading import mapping, number
 from sad_components.report.runs import Curve, TrainingRun
@@ -137,7 +137,7 @@ def _step_panel(axes: Axes, *, lines: Sequence[tuple[int, str, str, Curve]]) -> 
             color=colour(index),
             label=f"{label}, {when}",
         )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("agent step within the episode")
     axes.set_ylabel("nats/token")
     scale_from_zero(axes, [v for *_, curve in lines for v in curve.values])
@@ -156,12 +156,13 @@ def scale_from_zero(axes: Axes, values: Sequence[float], may_be_log: bool = True
         axes.set_ylim(0, 1.08 * most or 1)
 
 
-def legend(axes: Axes) -> None:
-    """A legend below the axes, if there is more than one thing to tell apart."""
+def legend(axes: Axes, least: int = 2) -> None:
+    """A legend below the axes, if there are at least so many things to tell apart."""
     handles, labels = axes.get_legend_handles_labels()
-    if len(handles) > 1:
+    figure = axes.get_figure(root=True)
+    if figure is not None and len(handles) >= least:
         columns = 1 if max(map(len, labels)) > 26 else 2
-        axes.get_figure().legend(handles, labels, loc="outside lower left", ncols=columns)
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns)
 
 
 def _alt(title: str, kind: SpanKind | None, runs: Sequence[TrainingRun], name: str) -> str:
