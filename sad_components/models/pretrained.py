@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from torchtune.modules import MultiHeadAttention, TransformerDecoder
 from torchtune.training.precision import PRECISION_STR_TO_DTYPE
@@ -149,7 +150,7 @@ def from_scratch(
     Raises:
         ValueError: an unknown family, or a config it cannot express.
     """
-    hf_config = dict(config) if isinstance(config, Mapping) else load_hf_config(config)
+    hf_config = load_hf_config(config) if isinstance(config, str | Path) else _plain(config)
     with torch.device("cpu"):
         model = build_decoder(hf_config)
     _cast_parameters(init_weights(model, seed), _as_dtype(dtype))
@@ -255,6 +256,13 @@ def _checked_layers(depth: int, layers: Sequence[int]) -> list[int]:
             f"layers); got {kept}"
         )
     return kept
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping as JSON knows it, also out of a YAML file."""
+    if OmegaConf.is_config(config):
+        return OmegaConf.to_container(config, resolve=True)
+    return dict(config)
 
 
 def _cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
