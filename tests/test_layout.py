@@ -14,7 +14,7 @@ PACKAGE = ROOT / "sad_components"
 #: From the top down. Units of one layer do not import each other. The loss lies below data and
 #: models: batches and decoders speak its types, and it knows tensors and span kinds only.
 LAYERS = [
-    {"recipes", "cli", "demo", "viewer", "report"},
+    {"recipes", "cli", "demo", "viewer", "report", "pruning"},
     {"evaluation", "export", "quantization", "training"},
     {"data", "models", "envs"},
     {"formats", "loss"},

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torchtune.modules import TransformerDecoder
 
+from sad_components.models.widths import Widths
+
 StateDict = Mapping[str, torch.Tensor]
 HFConfig = Mapping[str, Any]
 
@@ -27,6 +29,7 @@ class Family:
         hf_config: the settings that can be read off a decoder. What it does not name is taken
             over from the config that the decoder was built from, if there is one.
         matches: whether a module has the structure of this family.
+        widths: what of its tensors can be made narrower; None: nothing but its depth changes.
     """
 
     model_type: str
@@ -36,3 +39,4 @@ class Family:
     to_hf: Callable[[StateDict, HFConfig], dict[str, torch.Tensor]]
     hf_config: Callable[[TransformerDecoder], dict[str, Any]]
     matches: Callable[[nn.Module], bool]
+    widths: Widths | None = None

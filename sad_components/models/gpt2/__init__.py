@@ -18,6 +18,7 @@ from sad_components.models.gpt2._model_builders import (
     qlora_gpt2_774m,
     qlora_gpt2_1558m,
 )
+from sad_components.models.widths import GPT2_WIDTHS
 
 GPT2 = Family(
     model_type="gpt2",
@@ -27,6 +28,7 @@ GPT2 = Family(
     to_hf=gpt2_tune_to_hf,
     hf_config=gpt2_hf_config,
     matches=is_gpt2,
+    widths=GPT2_WIDTHS,
 )
 
 __all__ = [

@@ -8,6 +8,7 @@ from sad_components.models.llama._hf_config import (
     llama_from_hf_config,
     llama_hf_config,
 )
+from sad_components.models.widths import LLAMA_WIDTHS
 
 LLAMA = Family(
     model_type="llama",
@@ -17,6 +18,7 @@ LLAMA = Family(
     to_hf=llama_tune_to_hf,
     hf_config=llama_hf_config,
     matches=is_llama,
+    widths=LLAMA_WIDTHS,
 )
 
 __all__ = [

@@ -24,6 +24,7 @@ from sad_components.models.opt._model_builders import (
     qlora_opt_125m,
     qlora_opt_350m,
 )
+from sad_components.models.widths import OPT_WIDTHS
 
 OPT = Family(
     model_type="opt",
@@ -33,6 +34,7 @@ OPT = Family(
     to_hf=opt_tune_to_hf,
     hf_config=opt_hf_config,
     matches=is_opt,
+    widths=OPT_WIDTHS,
 )
 
 __all__ = [

@@ -11,6 +11,7 @@ from sad_components.models.qwen2._hf_config import (
     qwen2_from_hf_config,
     qwen2_hf_config,
 )
+from sad_components.models.widths import QWEN2_WIDTHS
 
 QWEN2 = Family(
     model_type="qwen2",
@@ -20,6 +21,7 @@ QWEN2 = Family(
     to_hf=qwen2_tune_to_hf,
     hf_config=qwen2_hf_config,
     matches=is_qwen2,
+    widths=QWEN2_WIDTHS,
 )
 
 __all__ = [

@@ -18,6 +18,7 @@ from sad_components.models.qwen3._model_builders import (
     qwen3_4b,
     qwen3_8b,
 )
+from sad_components.models.widths import LLAMA_WIDTHS
 
 QWEN3 = Family(
     model_type="qwen3",
@@ -27,6 +28,7 @@ QWEN3 = Family(
     to_hf=qwen3_tune_to_hf,
     hf_config=qwen3_hf_config,
     matches=is_qwen3,
+    widths=LLAMA_WIDTHS,
 )
 
 __all__ = [
