@@ -204,6 +204,8 @@ class CachedDecoder:
         return torch.stack([hidden for hidden in out if hidden is not None])
 
     def _forward(self, rows: list[int], starts: list[int], new: list[list[int]]) -> Tensor:
+        """Hidden states behind the new tokens of some rows of the cache, shape [B, S, D]."""
+        rows, starts, new, asked = _without_gaps(rows, starts, new)
         width = max(map(len, new))
         limit = max(start + len(ids) for start, ids in zip(starts, new))
         padded = [ids + [0] * (width - len(ids)) for ids in new]
@@ -215,7 +217,27 @@ class CachedDecoder:
         mask_BSL = torch.arange(limit, device=self._device) <= position_BS[..., None]
         for cache in self._caches:
             cache.plan(rows, torch.where(is_new_BS, position_BS, -1), limit)
-        return self._model(tokens_BS, mask=mask_BSL, input_pos=position_BS)
+        return self._model(tokens_BS, mask=mask_BSL, input_pos=position_BS)[asked]
+
+
+def _without_gaps(
+    rows: list[int], starts: list[int], new: list[list[int]]
+) -> tuple[list[int], list[int], list[list[int]], list[int]]:
+    """The same work with idle rows of the cache between, where that is cheaper.
+
+    Keys and values of rows side by side are read where they lie; others are copied first, which
+    costs more than an idle row's single token.
+
+    Returns:
+        Rows, starts and new tokens (none for an idle row), and where the rows asked for are.
+    """
+    low, high = min(rows), max(rows) + 1
+    if max(map(len, new)) > 1 or high - low > 2 * len(rows):
+        return rows, starts, new, list(range(len(rows)))
+    work = dict(zip(rows, zip(starts, new, strict=True), strict=True))
+    every = list(range(low, high))
+    filled = [work.get(row, (0, [])) for row in every]
+    return every, [s for s, _ in filled], [ids for _, ids in filled], [row - low for row in rows]
 
 
 class _RowCache(nn.Module):
