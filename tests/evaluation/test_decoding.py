@@ -57,6 +57,20 @@ def test_ragged_growth(tiny_model):
         torch.testing.assert_close(cached.logits(prefixes), logits, **CLOSE)
 
 
+def test_single_tokens_around_a_gap(tiny_model):
+    grown = {session: sequence(4 + session, session) for session in range(5)}
+    rounds = [[0, 1, 2, 3, 4], [4, 1, 2], [0, 3, 4], [1, 4], [0, 1, 2, 3, 4]]
+    calls = []
+    for number, active in enumerate(rounds):
+        calls.append([Prefix(s, list(grown[s])) for s in active])
+        for s in active:
+            grown[s] += sequence(1, number * 10 + s)
+    wanted = [expected(tiny_model, prefixes) for prefixes in calls]
+    cached = CachedDecoder(tiny_model)
+    for prefixes, logits in zip(calls, wanted):
+        torch.testing.assert_close(cached.logits(prefixes), logits, **CLOSE)
+
+
 def test_a_changed_history_is_read_again(both):
     base = sequence(40)
     torch.testing.assert_close(*both(Prefix(0, base)), **CLOSE)
