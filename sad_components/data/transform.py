@@ -15,7 +15,7 @@ from sad_components.data.shuffle import shuffle_spans as with_shuffled_spans
 from sad_components.data.template_rendering import NotAppendOnly, TemplateRenderer
 from sad_components.data.tokenizers import as_offset_tokenizer
 from sad_components.formats import get_format
-from sad_components.formats.registry import FLAT, detect, segment, to_trajectory
+from sad_components.formats.registry import FLAT, detect, is_format, segment, to_trajectory
 from sad_components.spans import AGENT_KINDS, SpanKind
 from sad_components.trajectory import Trajectory, TrajectoryError
 
@@ -159,7 +159,7 @@ class SpanTokenizer:
             return sample
         if self.format != "auto":
             return to_trajectory(sample, get_format(self.format))
-        if sample.get("format") and "messages" in sample:
+        if is_format(sample.get("format")) and "messages" in sample:
             return Trajectory.from_dict(sample)
         return to_trajectory(sample, detect([sample])[0])
 

@@ -107,7 +107,7 @@ def group_turns(marks: Iterable[Mark]) -> list[Turn]:
 def _continues(turn: Turn, mark: Mark) -> bool:
     if turn.marks[-1].kind is SpanKind.ACT or mark.number != turn.number:
         return False
-    return all(mark.word != known.word for known in turn.marks)
+    return mark.word not in [known.word for known in turn.marks]
 
 
 def numbered_turns(text: str, turns: Sequence[Turn], ends: Ends) -> list[Turn]:
@@ -215,7 +215,7 @@ def unnumbered_turns(text: str, turns: Sequence[Turn], ends: Ends) -> list[Turn]
         episode.append(turn)
         if ends(text, turn):
             finals.append(turn)
-    quoted = [id(turn) for turn in finals[:-1]]  # the harness went on to the last of them
+    quoted = {id(turn) for turn in finals[:-1]}  # the harness went on to the last of them
     return _until_the_end(text, [t for t in episode if id(t) not in quoted], ends)
 
 
@@ -270,8 +270,9 @@ def spans_of_turns(
     for index, turn in enumerate(turns):
         limit = turns[index + 1].start if index + 1 < len(turns) else len(text)
         end = turn_end(text, turn, limit)
-        stops = [mark.start for mark in turn.marks[1:]] + [end]
-        for position, (mark, stop) in enumerate(zip(turn.marks, stops, strict=True)):
+        last = len(turn.marks) - 1
+        for position, mark in enumerate(turn.marks):
+            stop = end if position == last else turn.marks[position + 1].start
             kind = kind_of(text, mark) if kind_of else mark.kind
             step = steps.act() if kind is SpanKind.ACT else steps.reason()
             spans.append(Span(mark.start, stop, kind, step, branch and position == 0))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sad_components.formats.base import Evidence, Format
-from sad_components.formats.registry import get_format, list_formats, register_format
+from sad_components.formats.registry import is_format, list_formats, register_format
 from sad_components.spans import Span
 from sad_components.trajectory import Message, Trajectory, TrajectoryError
 
@@ -20,7 +20,7 @@ class Canonical(Format):
 
     def row_evidence(self, row: Mapping[str, Any]) -> Evidence:
         stated = row.get("format")
-        if isinstance(row.get("messages"), list) and _is_known(stated):
+        if isinstance(row.get("messages"), list) and stated != self.name and is_format(stated):
             return Evidence(1.0, f"the record names its format, {stated!r}")
         return Evidence(0.0, "names no registered format")
 
@@ -32,13 +32,3 @@ class Canonical(Format):
             "a canonical record is cut by the format it names, but it names none; add a 'format' "
             f"key with one of {', '.join(f.name for f in list_formats() if f is not self)}"
         )
-
-
-def _is_known(name: Any) -> bool:
-    if not isinstance(name, str) or name == Canonical.name:
-        return False
-    try:
-        get_format(name)
-    except ValueError:
-        return False
-    return True

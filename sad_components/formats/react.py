@@ -164,7 +164,7 @@ def _raw_marks(text: str, start: int = 0) -> list[Mark]:
 
 def _with_glued_action(text: str, turn: Turn) -> Turn:
     """A turn of thoughts, with the ``Action: call[..]`` on a thought's line if there is one."""
-    if any(m.kind is SpanKind.ACT for m in turn.marks):
+    if turn.marks[-1].kind is SpanKind.ACT:
         return turn
     behind = turn.marks[-1].end
     newline = text.find("\n", behind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sad_components.formats._shapes import chat_row
 from sad_components.formats.base import Evidence, Format, messages_from_spans
 from sad_components.spans import Span, check_cover
 from sad_components.trajectory import Message, Trajectory, TrajectoryError
@@ -50,6 +51,12 @@ def get_format(name: str) -> Format:
     return _FORMATS[name]
 
 
+def is_format(name: object) -> bool:
+    """Whether a format has that name."""
+    _load_builtin()
+    return isinstance(name, str) and name in _FORMATS
+
+
 def flat_text(row: Mapping[str, Any]) -> str | None:
     """The flat transcript a row holds, or None."""
     for key in TEXT_KEYS:
@@ -65,7 +72,7 @@ def all_evidence(row: Mapping[str, Any]) -> dict[str, Evidence]:
     problem = ""
     if text is None:
         try:
-            messages = Trajectory.from_dict(row).messages
+            messages = Trajectory.from_dict(chat_row(row)).messages
         except TrajectoryError as error:
             problem = str(error)
     found = {}
@@ -113,8 +120,7 @@ class Detector:
             for name, found in row.items():
                 self._wins[name] += best_score > 0 and _equal(found.score, best_score)
         if not any(self.scores.values()):
-            tried = "; ".join(f"{name}: {why}" for name, why in self._why.items())
-            raise TrajectoryError(f"no transcript format fits ({tried}); name one with format=")
+            raise TrajectoryError(_none_fits(self._why))
 
     def choose(self, row: Mapping[str, Any]) -> tuple[Format, str]:
         """The row's format, and why.
@@ -128,8 +134,7 @@ class Detector:
             return get_format(CANONICAL), found[CANONICAL].why
         best = max(e.score for e in found.values())
         if best <= 0:
-            tried = "; ".join(f"{name}: {e.why}" for name, e in found.items())
-            raise TrajectoryError(f"no transcript format fits ({tried}); name one with format=")
+            raise TrajectoryError(_none_fits({name: e.why for name, e in found.items()}))
         names = [name for name, e in found.items() if e.score >= best - _CLOSE]
         names.sort(key=lambda name: (-self.scores.get(name, 0.0), -found[name].score))
         if len(names) > 1 and self._ties(*names[:2], found):
@@ -170,6 +175,15 @@ def detect(rows: Iterable[Mapping[str, Any]]) -> tuple[Format, str]:
     return get_format(first), detector._why[first]
 
 
+def _none_fits(why: Mapping[str, str]) -> str:
+    """The message when no format fits; formats with one reason share it."""
+    names: dict[str, list[str]] = {}
+    for name, reason in why.items():
+        names.setdefault(reason, []).append(name)
+    tried = "; ".join(f"{', '.join(those)}: {reason}" for reason, those in names.items())
+    return f"no transcript format fits ({tried}); name one with format="
+
+
 def _equal(left: float, right: float) -> bool:
     return abs(left - right) < 1e-9
 
@@ -192,7 +206,8 @@ def to_trajectory(row: Mapping[str, Any], format: Format) -> Trajectory:
         trajectory.messages = messages_from_spans(text, spans)
         trajectory.meta["layout"] = FLAT
     else:
-        trajectory = Trajectory.from_dict(row)
+        trajectory = Trajectory.from_dict(chat_row(row))
+        _note_foreign_name(trajectory, format)
     if format.name != CANONICAL:
         trajectory.format = format.name
     if trajectory.format and trajectory.meta.get("layout") != FLAT:
@@ -201,6 +216,20 @@ def to_trajectory(row: Mapping[str, Any], format: Format) -> Trajectory:
         if fresh := [note for note in notes if note not in known]:
             trajectory.meta["notes"] = [*known, *fresh]
     return trajectory
+
+
+def _note_foreign_name(trajectory: Trajectory, format: Format) -> None:
+    """Says that a row's own ``format`` means nothing here; a record of flat text needs it."""
+    stated = trajectory.format
+    if not stated or is_format(stated) or format.name == CANONICAL:
+        return
+    if trajectory.meta.get("layout") == FLAT:
+        raise TrajectoryError(
+            f"the record holds flat text cut by format {stated!r}, which is not registered here; "
+            f"register it, or convert the text anew (known: {', '.join(sorted(_FORMATS))})"
+        )
+    note = f"the row's own format, {stated!r}, is none of the formats here: cut as {format.name!r}"
+    trajectory.meta["notes"] = [*trajectory.meta.get("notes", []), note]
 
 
 def segment(trajectory: Trajectory) -> list[list[Span]]:

@@ -35,6 +35,15 @@ SAMPLE = 50
 DOCUMENT_SUFFIXES = (".json", ".traj")
 
 
+#: First bytes of files that people try -> what they are, and what to do.
+_OTHER_KINDS = {
+    b"\x1f\x8b": ("gzip-compressed", "unpack it first: gunzip -k FILE"),
+    b"PK\x03\x04": ("a zip archive", "unpack it first: unzip FILE"),
+    b"\x28\xb5\x2f\xfd": ("zstd-compressed", "unpack it first: unzstd FILE"),
+    b"PAR1": ("Parquet", "write it as JSONL first: datasets.Dataset.from_parquet(..).to_json(..)"),
+}
+
+
 @dataclass
 class FileRow:
     """A row as found: ``row`` is its 0-based index; ``record`` is None when it is unreadable."""
@@ -85,7 +94,9 @@ def iter_rows(path: Path) -> Iterator[FileRow]:
 
     Raises:
         OSError: the file cannot be opened.
+        ValueError: it is a folder, or of a kind that is not read here (the remedy is named).
     """
+    _refuse_other_kinds(path)
     if path.suffix == ".txt":
         text = path.read_bytes().decode("utf-8", errors="replace")
         yield FileRow(0, str(path), {"raw": text})
@@ -93,6 +104,16 @@ def iter_rows(path: Path) -> Iterator[FileRow]:
         yield from _document_rows(path)
     else:
         yield from _line_rows(path)
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name one file in it")
+    with open(path, "rb") as handle:
+        start = handle.read(4)
+    for magic, (kind, remedy) in _OTHER_KINDS.items():
+        if start.startswith(magic):
+            raise ValueError(f"{path} is {kind}, but rows are read from JSONL; {remedy}")
 
 
 def _line_rows(path: Path) -> Iterator[FileRow]:
@@ -141,7 +162,7 @@ class Cutter:
             rows (ChatML without); None for ChatML.
 
     Raises:
-        ValueError: no such format, or no readable row fits any.
+        ValueError: no such format.
         OSError: the file cannot be opened.
     """
 
@@ -153,18 +174,21 @@ class Cutter:
             self.tokenizer, self._transform = _load_tokenizer(tokenizer)
         self._format: Format | None = None if format == "auto" else get_format(format)
         self._detector: Detector | None = None
+        self._problem = "the file has no readable row"
         if self._format is None:
             readable = (r.record for r in iter_rows(path) if r.record is not None)
             sample = list(islice(readable, SAMPLE))
-            if sample:
-                self._detector = Detector(sample)
+            try:
+                self._detector = Detector(sample) if sample else None
+            except TrajectoryError as error:
+                self._problem = str(error)
 
     def explain(self) -> str:
         """One line on how formats are decided."""
         if self._format is not None:
             return f"format {self._format.name} for every row, as asked"
         if self._detector is None:
-            return "format auto: the file has no readable row"
+            return f"format auto: {self._problem}"
         return f"format auto: {self._detector.explain()}"
 
     def trajectory(self, row: FileRow) -> Trajectory:
@@ -191,12 +215,18 @@ class Cutter:
                 check_cover(spans, len(text))
                 return CutRow(row.row, format.name, text, spans, [(0, len(text))])
             trajectory = to_trajectory(record, format)
-            rendered = self._render(trajectory)
+            renderings = self._render(trajectory)
+            rendered = _one_text(renderings)
         except ValueError as error:
             problem = str(error)
             where = "" if problem.startswith(row.where) else f"{row.where}: "
             return CutRow(row.row, skipped=where + problem)
         notes = [str(note) for note in trajectory.meta.get("notes", [])]
+        if len(renderings) > 1:
+            notes.append(
+                f"the chat template rewrites earlier turns: {len(renderings)} renderings in a row, "
+                "one for each agent turn, as on_rewrite: per_turn trains on them"
+            )
         name = trajectory.format or format.name
         return CutRow(row.row, name, rendered.text, rendered.spans, rendered.literal, notes=notes)
 
@@ -206,15 +236,17 @@ class Cutter:
         if self._format is not None:
             return self._format
         if self._detector is None:
-            raise TrajectoryError("no format was detected: no row of the file was readable")
+            # none of the first rows fits any format, but a later one may
+            return Detector([row.record]).choose(row.record)[0]
         return self._detector.choose(row.record)[0]
 
-    def _render(self, trajectory: Trajectory) -> Rendered:
+    def _render(self, trajectory: Trajectory) -> list[Rendered]:
+        """One rendering; several where the tokenizer's template rewrites earlier turns."""
         if trajectory.meta.get("layout") == FLAT:
-            return _joined(trajectory)
+            return [_joined(trajectory)]
         if self._transform is not None:
-            return self._transform.render(trajectory)[0]
-        return render_chatml(trajectory.messages, segment(trajectory))
+            return self._transform.render(trajectory)
+        return [render_chatml(trajectory.messages, segment(trajectory))]
 
 
 def _load_tokenizer(folder: str) -> tuple[OffsetTokenizer, SpanTokenizer]:
@@ -223,7 +255,25 @@ def _load_tokenizer(folder: str) -> tuple[OffsetTokenizer, SpanTokenizer]:
     from sad_components.data.transform import SpanTokenizer
 
     tokenizer = HFTokenizer(folder)
-    return tokenizer, SpanTokenizer(tokenizer)
+    return tokenizer, SpanTokenizer(tokenizer, on_rewrite="per_turn")
+
+
+def _one_text(renderings: list[Rendered]) -> Rendered:
+    """Renderings one behind the other.
+
+    Raises:
+        TrajectoryError: there is none.
+    """
+    if not renderings:
+        raise TrajectoryError("no agent turn to render")
+    spans: list[Span] = []
+    literal: list[tuple[int, int]] = []
+    start = 0
+    for rendered in renderings:
+        spans.extend(span.shifted(start) for span in rendered.spans)
+        literal.extend((first + start, last + start) for first, last in rendered.literal)
+        start += len(rendered.text)
+    return Rendered("".join(r.text for r in renderings), merge(spans), literal)
 
 
 def _joined(trajectory: Trajectory) -> Rendered:

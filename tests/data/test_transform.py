@@ -244,6 +244,16 @@ def test_flat_text_is_tokenised_as_it_is(tokenizer):
     assert "Observation" not in tokenizer.decode(learnt)
 
 
+def test_a_foreign_format_name_falls_back_to_the_evidence(tokenizer):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Action: a"}]
+    transform = SpanTokenizer(tokenizer)
+    trajectory = transform.trajectory({"messages": turns, "format": "theirs"})
+    assert trajectory.format == "react"
+    assert "'theirs'" in trajectory.meta["notes"][0]
+    named = transform.trajectory({"messages": turns, "format": "openai"})
+    assert (named.format, named.meta) == ("openai", {})
+
+
 def test_a_record_of_no_format_is_an_error(tokenizer):
     with pytest.raises(TrajectoryError, match="no transcript format fits"):
         SpanTokenizer(tokenizer)({"text": "Once upon a time."})

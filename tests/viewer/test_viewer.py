@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from sad_components.formats.registry import segment
+from sad_components.spans import Span, SpanKind, check_cover
 from sad_components.trajectory import read_jsonl
 from sad_components.viewer import convert, spans, stats
 
@@ -204,3 +206,57 @@ def test_a_tokenizer_renders_chat_by_its_template_and_counts_tokens(file, tokeni
     figures = json.loads(capsys.readouterr().out)
     assert figures["unit"] == "tokens"
     assert figures["amount"]["reason"] == len("Thought 1: a\n") + len("Thought: a\n")
+
+
+def test_a_file_of_no_transcripts_is_reported_row_by_row(tmp_path, capsys):
+    path = tmp_path / "table.jsonl"
+    path.write_text('{"a": 1}\n' * 60 + json.dumps({"raw": REACT}) + "\n")
+    assert spans.main([str(path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    items = [json.loads(line) for line in out.splitlines()]
+    assert [item["skipped"] is None for item in items] == [False] * 60 + [True]
+    assert "no transcript format fits" in items[0]["skipped"]
+    assert "1 rows cut, 60 skipped" in err
+
+
+@pytest.mark.parametrize(
+    ("start", "remedy"),
+    [(b"\x1f\x8b\x08", "gunzip"), (b"PK\x03\x04", "unzip"), (b"PAR1", "to_json")],
+)
+def test_files_of_other_kinds_name_the_remedy(tmp_path, start, remedy):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(start + b"....")
+    with pytest.raises(ValueError, match=remedy):
+        spans.main([str(path)])
+    with pytest.raises(ValueError, match="folder"):
+        stats.main([str(tmp_path)])
+
+
+REWRITING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if loop.last or m.role != 'assistant' %}{{ m.content }}"
+    "{% else %}{{ m.content.split('Action:')[-1] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_shown_turn_by_turn(tmp_path, capsys):
+    vocabulary = {token: index for index, token in enumerate(["[UNK]", "<|im_end|>"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(["<|im_end|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    settings = {"chat_template": REWRITING, "eos_token": "<|im_end|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": CHAT}) + "\n")
+    assert spans.main([str(path), "--json", "--tokenizer", str(tmp_path)]) == 0
+    item = json.loads(capsys.readouterr().out)
+    assert "2 renderings" in item["notes"][0]
+    assert "on_rewrite: per_turn" in item["notes"][0]
+    assert item["text"].count("the task") == 2
+    check_cover(
+        [Span(s, e, SpanKind.parse(k), n) for s, e, k, n in item["spans"]], len(item["text"])
+    )
+    agent = [item["text"][s:e] for s, e, kind, _ in item["spans"] if kind in ("reason", "act")]
+    assert agent == ["Thought: a\n", "Action: <b>go</b><|im_end|>", "Action: stop<|im_end|>"]
+    assert stats.main([str(path), "--tokenizer", str(tmp_path)]) == 0
