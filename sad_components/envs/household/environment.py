@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 from typing import Any
 
 from sad_components.envs.household.engine import HouseholdEnv
 from sad_components.envs.household.episodes import INSTRUCTIONS, ExpertPlayer, describe_game
 from sad_components.envs.household.games import GAMES_PER_SPLIT, SPLITS, Game, sample_game
+from sad_components.envs.household.renaming import Renaming
 from sad_components.envs.household.world import TASK_TYPES
 from sad_components.envs.protocol import Environment, NoSuchTask, Outcome
 from sad_components.trajectory import Message
@@ -23,6 +25,8 @@ class HouseholdEnvironment(Environment):
         style: ``dense`` (the instructions ask for a thought with every action) or ``sparse``.
         task_types: which types :meth:`tasks` gives, in turn; None: all six.
         wrong_turn_share: share of the expert's episodes with a wrong turn or two, in [0, 1].
+        renamed_share: share of the games in which objects go by each other's names, in [0, 1]
+            (see :class:`~sad_components.envs.household.renaming.Renaming`).
         max_steps: actions after which an episode ends unwon.
 
     Raises:
@@ -39,6 +43,7 @@ class HouseholdEnvironment(Environment):
         task_types: list[str] | None = None,
         wrong_turn_share: float = 0.0,
         max_steps: int = 50,
+        renamed_share: float = 0.0,
     ) -> None:
         super().__init__(max_steps)
         if split not in SPLITS:
@@ -50,12 +55,14 @@ class HouseholdEnvironment(Environment):
             raise ValueError(
                 f"task_types is a non-empty list of {', '.join(TASK_TYPES)}; got {task_types}"
             )
-        if not 0 <= wrong_turn_share <= 1:
-            raise ValueError(f"wrong_turn_share is a probability in [0, 1]; got {wrong_turn_share}")
+        for name, share in (("wrong_turn", wrong_turn_share), ("renamed", renamed_share)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}_share is a probability in [0, 1]; got {share}")
         self.split, self.variant = split, style
         self.instructions = INSTRUCTIONS[style]
         self._task_types = frozenset(task_types or TASK_TYPES)
-        self._wrong_turn_share = wrong_turn_share
+        self._wrong_turn_share, self._renamed_share = wrong_turn_share, renamed_share
+        self._names = Renaming()
         self._engine = HouseholdEnv(max_steps)
         self._player: ExpertPlayer | None = None
         self._log: list[str] = []
@@ -84,17 +91,20 @@ class HouseholdEnvironment(Environment):
         first = self._engine.reset(sample_game(int(match["seed"]), match["split"]))
         self._player = None
         self._log = [first]
-        return first
+        renamed = random.Random(f"renamed:{self.game.id}").random() < self._renamed_share
+        self._names = Renaming(self.game.id if renamed else None)
+        return self._names.show(first)
 
     def _act(self, action: str) -> Outcome:
-        observation, reward, _, info = self._engine.step(action)
+        observation, reward, _, info = self._engine.step(self._names.restore(action))
         if self._player is not None:
             self._player.observe(observation)
         self._log.append(observation)
-        return Outcome(observation, reward, info["won"], info["won"], info["valid"])
+        shown = self._names.show(observation)
+        return Outcome(shown, reward, info["won"], info["won"], info["valid"])
 
     def admissible(self) -> list[str] | None:
-        return self._engine.admissible()
+        return [self._names.show(action) for action in self._engine.admissible()]
 
     def expert_turn(self) -> Message | None:
         """The expert's turn; it takes over from whoever acted before."""
@@ -103,11 +113,16 @@ class HouseholdEnvironment(Environment):
             self._player = ExpertPlayer(self._engine, self._log[0], self.variant, share)
             for observation in self._log[1:]:
                 self._player.observe(observation)
-        return self._player.turn()[0]
+        message = self._player.turn()[0]
+        message.content = self._names.show(message.text)
+        if message.acceptable:
+            message.acceptable = [self._names.show(action) for action in message.acceptable]
+        return message
 
     def describe(self) -> dict[str, Any]:
-        return describe_game(self.game, self.variant)
+        return {**describe_game(self.game, self.variant), **self._names.describe()}
 
     @property
     def task_sentence(self) -> str:
-        return self._log[0].rsplit("Your task is to: ", 1)[-1].strip().removesuffix(".")
+        sentence = self._log[0].rsplit("Your task is to: ", 1)[-1].strip().removesuffix(".")
+        return self._names.show(sentence)
