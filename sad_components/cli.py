@@ -31,6 +31,9 @@ COMMANDS = {
     "train-tokenizer": Command(
         "sad_components.data.train_tokenizer", "train a small BPE tokenizer on transcripts"
     ),
+    "prune": Command(
+        "sad_components.pruning.command", "cut a smaller student out of a teacher, by importance"
+    ),
     "report": Command("sad_components.report.command", "make a web page about runs, and PNGs"),
     "play": Command("sad_components.viewer.play", "show an episode live in the terminal"),
 }

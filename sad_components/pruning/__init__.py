@@ -1,0 +1,1 @@
+"""Students out of teachers: which layers, heads, neurons and channels to keep, and their folder."""
