@@ -142,7 +142,7 @@ def speed_table(runs: Sequence[TrainingRun]) -> Table | None:
                 ]
             )
     head = ["run", "tokens/s", "supervised tokens/s", "tokens", "training s", "peak MB"]
-    note = "Of one process; evaluation and saving left out."
+    note = "Tokens of all processes, memory of one; evaluation and saving left out."
     return Table("Training speed", [*head, "processes"], rows, note) if rows else None
 
 

@@ -53,9 +53,10 @@ def training_pictures(runs: Sequence[TrainingRun]) -> list[Picture]:
 
 
 def unknown_metrics(runs: Sequence[TrainingRun]) -> list[str]:
-    """Names of logged metrics that no panel shows."""
+    """Names of logged metrics that no panel shows, but for speed in other units."""
     known = _NAMES | {"supervised_tokens_per_s"}
-    return sorted({name for run in runs for name in run.curves if name not in known})
+    logged = {name for run in runs for name in run.curves if not name.startswith("seconds")}
+    return sorted(logged - known)
 
 
 def step_pictures(runs: Sequence[TrainingRun]) -> list[Picture]:

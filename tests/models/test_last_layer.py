@@ -14,8 +14,10 @@ from torchtune.models.qwen2 import lora_qwen2
 from torchtune.modules import RMSNorm
 
 from sad_components.models import last_layer
+from sad_components.models.gpt2 import gpt2
 from sad_components.models.hidden import stop_at_hidden
 from sad_components.models.last_layer import hidden_at, saves_at
+from sad_components.models.qwen3 import qwen3
 from sad_components.models.smollm2 import smollm2
 
 B, S, V = 3, 19, 61
@@ -32,6 +34,16 @@ def _normed_heads() -> nn.Module:
     for layer in model.layers:
         layer.attn.q_norm, layer.attn.k_norm = RMSNorm(8), RMSNorm(8)
     return model
+
+
+def _qwen3() -> nn.Module:
+    """With norms before the positions."""
+    return qwen3(vocab_size=V, intermediate_dim=80, head_dim=8, **SIZES)
+
+
+def _gpt2() -> nn.Module:
+    """With learned positions."""
+    return gpt2(vocab_size=V, num_layers=2, num_heads=6, embed_dim=48, max_seq_len=32)
 
 
 def _qwen2_lora() -> nn.Module:
@@ -55,7 +67,7 @@ def _gemma2() -> nn.Module:
     )  # fmt: skip
 
 
-BUILDERS = [_smollm2, _normed_heads, _qwen2_lora, _gemma2]
+BUILDERS = [_smollm2, _normed_heads, _qwen3, _gpt2, _qwen2_lora, _gemma2]
 
 
 def _double(build) -> nn.Module:
@@ -206,7 +218,7 @@ def test_a_copy_has_a_hook_of_its_own(tokens):
 
 
 def test_says_what_it_saves():
-    assert [saves_at(build()) for build in BUILDERS] == ["queries and mlp"] * 3 + ["mlp"]
+    assert [saves_at(build()) for build in BUILDERS] == ["queries and mlp"] * 5 + ["mlp"]
     cached = _smollm2()
     cached.setup_caches(batch_size=1, dtype=torch.float32)
     assert saves_at(cached) == "nothing"
