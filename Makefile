@@ -46,7 +46,7 @@ household-agent: household-teacher household-student
 household-teacher: $(TEST_INSTALLED)
 	$(BIN)/tune run recipes/collect_trajectories.py --config household/collect_teacher_data
 	$(BIN)/sad train-tokenizer $(HOUSEHOLD_RUN)/expert.jsonl --out $(HOUSEHOLD_RUN)/tokenizer \
-	  --vocab-size 1024 --numbered-names
+	  --vocab-size 1024 --whole-numbers
 	$(BIN)/tune run recipes/structured_kd.py --config household/train_teacher
 	$(BIN)/tune run recipes/evaluate_agent.py --config household/evaluate_teacher
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from sad_components.data.rendering import render_plain
 from sad_components.formats import detect, get_format
@@ -21,17 +20,8 @@ CHATML = (
 )
 
 
-#: A word with the number behind it, punctuation, a blank, or a digit.
-_NUMBERED_NAMES = r" ?\p{L}+(?: \p{N}+)?|[^\s\p{L}\p{N}]+|\s|\p{N}"
-
-
 def train_bpe(
-    trajectories: Iterable[Trajectory],
-    vocab_size: int,
-    out_dir: str | Path,
-    *,
-    digits: bool = True,
-    numbered_names: bool = False,
+    trajectories: Iterable[Trajectory], vocab_size: int, out_dir: str | Path, *, digits: bool = True
 ) -> Path:
     """Writes a tokenizer folder (``tokenizer.json``, ``tokenizer_config.json``, ChatML template).
 
@@ -39,9 +29,8 @@ def train_bpe(
         trajectories: whose plain renderings are learnt from.
         vocab_size: ids in all, at least 260 (256 bytes and 4 control tokens).
         out_dir: the folder to write.
-        digits: split numbers into single digits.
-        numbered_names: let a name and its number (``cabinet 2``) become one token, whatever
-            ``digits`` says: transcripts get shorter, and copying a name takes one step.
+        digits: split numbers into single digits, each a token of its own. Without it `` 12`` may
+            become one token, blank included, which suits text with few different numbers.
 
     Returns:
         The folder.
@@ -55,7 +44,10 @@ def train_bpe(
     if vocab_size < 256 + len(control):
         raise ValueError(f"vocab_size must be at least {256 + len(control)}; got {vocab_size}")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = _pre_tokenizer(digits, numbered_names)
+    steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    if digits:
+        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -77,19 +69,6 @@ def train_bpe(
     }
     (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     return out
-
-
-def _pre_tokenizer(digits: bool, numbered_names: bool) -> Any:
-    from tokenizers import Regex, pre_tokenizers
-
-    if numbered_names:
-        words = pre_tokenizers.Split(Regex(_NUMBERED_NAMES), "isolated")
-        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        return pre_tokenizers.Sequence([words, to_bytes])
-    steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    if digits:
-        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    return pre_tokenizers.Sequence(steps)
 
 
 def _plain_text(trajectory: Trajectory) -> str:

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chain.from_iterable(map(read_jsonl, args.file)),
         args.vocab_size,
         args.out,
-        numbered_names=args.numbered_names,
+        digits=not args.whole_numbers,
     )
     ids = json.loads(target.read_text(encoding="utf-8"))["model"]["vocab"]
     print(f"{len(ids)} tokens -> {folder}")
@@ -35,9 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--vocab-size", type=int, default=512, help="most tokens (default: 512)")
     parser.add_argument(
-        "--numbered-names",
+        "--whole-numbers",
         action="store_true",
-        help="let a name and its number (cabinet 2) become one token",
+        help="let a number with the blank before it become one token instead of its digits",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing tokenizer")
     return parser

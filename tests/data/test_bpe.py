@@ -24,36 +24,28 @@ def trajectories():
 def by_name(trajectories, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bpe")
     train_bpe(trajectories, 512, folder / "digits")
-    train_bpe(trajectories, 1024, folder / "names", numbered_names=True)
-    return {name: HFTokenizer(folder / name) for name in ("digits", "names")}
+    train_bpe(trajectories, 1024, folder / "numbers", digits=False)
+    return {name: HFTokenizer(folder / name) for name in ("digits", "numbers")}
 
 
 def pieces(tokenizer, text):
     return [tokenizer.decode([i]) for i in tokenizer.encode_text(text)[0]]
 
 
-@pytest.mark.parametrize("name", ["digits", "names"])
+@pytest.mark.parametrize("name", ["digits", "numbers"])
 def test_every_text_comes_back(by_name, name):
     for text in ["Action: go to cabinet 12\n", " 7 ämter, 世界?\r\n\t x3y ", "<|im_end|>"]:
         assert by_name[name].decode(by_name[name].encode_text(text)[0]) == text
 
 
-def test_digits_stand_alone_unless_names_take_them(by_name):
+def test_digits_stand_alone_unless_numbers_stay_whole(by_name):
     assert pieces(by_name["digits"], " cabinet 12")[-2:] == ["1", "2"]
-    assert pieces(by_name["names"], " go to cabinet 2\n") == [" go", " to", " cabinet 2", "\n"]
+    assert pieces(by_name["numbers"], " to cabinet 2\n") == [" to", " cabinet", " 2", "\n"]
 
 
-def test_numbered_names_make_transcripts_shorter(by_name, trajectories):
-    length = {
-        name: sum(len(SpanTokenizer(t, style="plain").rows(x)[0]) for x in trajectories)
-        for name, t in by_name.items()
-    }
-    assert length["names"] < 0.75 * length["digits"]
-
-
-def test_no_name_token_reaches_over_a_turns_end(by_name, trajectories):
-    row = SpanTokenizer(by_name["names"], style="plain").rows(trajectories[0])[0]
-    act = [by_name["names"].decode([t]) for t in row.tokens[row.span_ids == SpanKind.ACT]]
+def test_an_action_ends_with_a_newline_of_its_own(by_name, trajectories):
+    row = SpanTokenizer(by_name["numbers"], style="plain").rows(trajectories[0])[0]
+    act = [by_name["numbers"].decode([t]) for t in row.tokens[row.span_ids == SpanKind.ACT]]
     assert act[-1] == "\n"
     assert all("\n" not in piece or piece == "\n" for piece in act)
 
@@ -66,7 +58,7 @@ def test_command_writes_a_folder_and_keeps_an_older_one(tmp_path, capsys):
     assert len(vocabulary) == 400
     assert cli.main(argv) == 2
     assert "exists and would be lost" in capsys.readouterr().err
-    assert cli.main([*argv, "--overwrite", "--numbered-names"]) == 0
+    assert cli.main([*argv, "--overwrite", "--whole-numbers"]) == 0
 
 
 def test_too_small_a_vocabulary_is_an_error(trajectories, tmp_path):
