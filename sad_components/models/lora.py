@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torchao.dtypes.nf4tensor import to_nf4
+from torch.nn import functional as F
+from torchao.dtypes.nf4tensor import linear_nf4, to_nf4
 from torchtune.modules import TiedLinear, TransformerDecoder
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
 from torchtune.modules.peft import DoRALinear, LoRALinear
@@ -127,6 +128,26 @@ def lora_version(builder: Builder, kind: Literal["lora", "qlora"] = "lora") -> B
     return build
 
 
+class DoRALinearWithBias(DoRALinear):
+    """torchtune's ``DoRALinear`` with the bias left as it is.
+
+    torchtune scales the bias together with the product, so that weights merged by
+    ``get_merged_lora_ckpt`` are another model than the one that was trained.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``m / ||W + s B A|| * (W + s B A) x + bias``, shape [.., in] to [.., out]."""
+        plain = linear_nf4(x, self.weight) if self._quantize_base else F.linear(x, self.weight)
+        if self.disabled:
+            return plain + self.bias
+        low_rank = self.lora_b(self.lora_a(self.dropout(x)))
+        # through the modules, not their weights: sharding gathers parameters at module calls
+        identity = torch.eye(self.in_dim, device=x.device, dtype=x.dtype)
+        product = self.lora_b(self.lora_a(identity)).T.detach()
+        norm = self._get_weight_norm(self.weight.to(x.dtype), product).detach()
+        return self.magnitude / norm * (plain + self.scaling * low_rank) + self.bias
+
+
 def _adapted(
     linear: nn.Module,
     *,
@@ -143,8 +164,9 @@ def _adapted(
             "model adapters already?)"
         )
     weight = linear.weight
+    dora = DoRALinear if linear.bias is None else DoRALinearWithBias
     with torch.device("meta"):  # its own random weight is thrown away
-        module = (DoRALinear if use_dora else LoRALinear)(
+        module = (dora if use_dora else LoRALinear)(
             linear.in_features,
             linear.out_features,
             rank=rank,
