@@ -6,10 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from sad_components.data import HFTokenizer, SpanTokenizer, TrajectoryDataset
-from sad_components.models.checkpoint import load_hf_config
+from sad_components.pruning.data import random_rows
 from sad_components.pruning.depth import BY_DATA, BY_PLACE
 from sad_components.pruning.importance import TOKENS, Rows
 from sad_components.pruning.report import lines
@@ -39,19 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _rows(args: argparse.Namespace) -> Rows:
-    """Randomly chosen rows of the data, as the teacher reads them."""
-    vocab_size = load_hf_config(args.teacher).get("vocab_size", 0)
-    tokenizer = HFTokenizer(str(args.tokenizer or args.teacher))
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"the teacher's vocabulary has {vocab_size} ids, its tokenizer {tokenizer.vocab_size}: "
-            "pass the tokenizer it was trained with (--tokenizer)"
-        )
-    transform = SpanTokenizer(tokenizer, style=args.style, max_seq_len=args.max_seq_len)
-    found = TrajectoryDataset(args.data, transform).rows
-    generator = torch.Generator().manual_seed(args.seed)
-    chosen = torch.randperm(len(found), generator=generator)[: args.rows].tolist()
-    return Rows([found[i] for i in chosen], args.tokens, tokenizer.pad_id)
+    return random_rows(
+        args.teacher,
+        args.data,
+        args.rows,
+        tokens=args.tokens,
+        style=args.style,
+        max_seq_len=args.max_seq_len,
+        tokenizer_dir=args.tokenizer,
+        seed=args.seed,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +57,11 @@ def _parser() -> argparse.ArgumentParser:
         "--depth", choices=[*BY_PLACE, "importance"], default="importance", help="which layers stay"
     )
     parser.add_argument(
-        "--criterion", choices=BY_DATA, default="kl", help="of --depth importance (docs/pruning.md)"
+        "--criterion",
+        choices=BY_DATA,
+        default="influence",
+        help="of --depth importance: one measurement (influence), one after every layer that "
+        "went (influence-again), or the outputs' KL without each layer (kl, slow)",
     )
     parser.add_argument("--heads", type=int, metavar="N", help="query heads a layer")
     parser.add_argument("--kv-heads", type=int, metavar="N", help="key/value heads a layer")

@@ -21,9 +21,9 @@ from sad_components.pruning.parts import at_rest, only_layers, showing_inputs
 
 #: Ways that look at the number of layers alone.
 BY_PLACE = ("even", "first", "last", "first-last")
-#: Ways that look at data; "importance" is the best of them so far (docs/pruning.md).
+#: Ways that look at data.
 BY_DATA = ("influence", "influence-again", "kl")
-#: Positions whose logits are held at once.
+#: Positions whose student logits are held at once; the teacher's are held for a whole row.
 _CHUNK = 256
 
 
@@ -121,13 +121,16 @@ def _kl_without_each(
     for (tokens_BS, chosen_BS), teacher_ND in zip(batches, teacher):
         with showing_inputs(model):
             *inputs, _ = model(tokens_BS)
+        teacher_NV = head.logits(teacher_ND)
         for index, hidden_BSD in enumerate(inputs):
             for layer in layers[index + 1 :]:
                 hidden_BSD = layer(hidden_BSD)
-            sums[index] += _kl_sum(head, model.norm(hidden_BSD[chosen_BS]), teacher_ND)
+            student_ND = model.norm(hidden_BSD[chosen_BS])
+            sums[index] += _kl_sum(head, student_ND, teacher_NV)
     return (sums / sum(map(len, teacher))).tolist()
 
 
-def _kl_sum(head: Head, student_ND: Tensor, teacher_ND: Tensor) -> float:
-    pairs = zip(student_ND.split(_CHUNK), teacher_ND.split(_CHUNK))
-    return sum(float(forward_kl(*map(head.logits, pair)).double().sum()) for pair in pairs)
+def _kl_sum(head: Head, student_ND: Tensor, teacher_NV: Tensor) -> float:
+    parts = zip(student_ND.split(_CHUNK), teacher_NV.split(_CHUNK))
+    kls = (forward_kl(head.logits(student_ND), part_NV) for student_ND, part_NV in parts)
+    return sum(float(kl.double().sum()) for kl in kls)

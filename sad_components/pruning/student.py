@@ -37,7 +37,7 @@ def prune(
     out_dir: str | Path | None,
     sizes: Sizes,
     *,
-    depth: str = "kl",
+    depth: str = "influence",
     rows: Rows | None = None,
     device: str | torch.device = "cpu",
     notes: dict[str, Any] | None = None,

@@ -164,7 +164,7 @@ def test_report_says_what_was_kept_and_saved(tmp_path, rows):
     assert len(report["importance"]["influence"]) == 3
     assert report["seed"] == 3
     text = "\n".join(lines(report))
-    assert "layers kept (kl)" in text
+    assert "layers kept (influence)" in text
     assert f"{report['parameters']['student']:,}" in text
 
 
