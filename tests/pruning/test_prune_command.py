@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from hf_families import reference
+from loading import load_module
+from omegaconf import OmegaConf
 
 from sad_components.cli import main
 from sad_components.data.shipped import resolve_folder
 from sad_components.models import from_pretrained
 
 VOCAB, CONTEXT = 512, 256
+TINY = Path(__file__).parents[2] / "configs" / "tiny" / "structured_kd.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +115,23 @@ def test_a_tokenizer_too_large(teacher, data, tmp_path, capsys):
     options = ["--ffn", 40, "--data", data, "--tokenizer", teacher]
     assert sad_prune(small, tmp_path / "student", *options) == 2
     assert "vocabulary has 100 ids, its tokenizer 512" in capsys.readouterr().err
+
+
+def test_a_recipe_takes_the_students_path(teacher, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--data", data, "--rows", 1, "--max-seq-len", CONTEXT]
+    assert sad_prune(teacher, "student", "--layers", 2, "--width", 36, *small) == 0
+    from_folder = "sad_components.models.from_pretrained"
+    cfg = OmegaConf.load(TINY)
+    cfg.teacher = {"_component_": from_folder, "path": str(teacher)}
+    cfg.student = {"_component_": from_folder, "path": "student"}
+    cfg.transform.max_seq_len = CONTEXT
+    cfg.dataset = cfg.heldout = {"source": str(data), "limit": 2}
+    cfg.max_steps = 1
+    recipe = load_module("recipes/structured_kd.py").StructuredKDRecipe(cfg)
+    recipe.setup(cfg)
+    recipe.train()
+    recipe.cleanup()
+    assert recipe.heldout["before"]["kl_reason"] > 0
+    trained = from_pretrained(Path(cfg.output_dir) / "student")
+    assert trained.tok_embeddings.weight.shape == (VOCAB, 36)

@@ -24,9 +24,9 @@ IDLE_HEADS = {0: [0, 5], 1: [1, 3], 2: [2, 4]}  # one of each group of three
 
 
 @torch.no_grad()
-def idle_teacher(name, folder):
+def idle_teacher(name, folder, **changes):
     """A teacher some of whose heads, neurons and channels change nothing."""
-    model = reference(name)
+    model = reference(name, **changes)
     decoder = model.model
     decoder.embed_tokens.weight[:, IDLE_CHANNELS] = 0
     for index, layer in enumerate(decoder.layers):
@@ -77,6 +77,12 @@ def test_units_that_do_nothing_go_and_nothing_changes(tmp_path, rows, tokens, na
     equal(theirs(tmp_path / "student", tokens), expected)
     for name_of_unit in units - {"width", "kv_heads"}:
         assert report["units"][name_of_unit]["importance_kept"] == 1.0
+
+
+def test_fewer_channels_do_not_make_epsilon_weigh_more(tmp_path, rows, tokens):
+    teacher = idle_teacher("smollm2", tmp_path / "teacher", rms_norm_eps=0.5)
+    prune(teacher, tmp_path / "student", Sizes(width=42), rows=rows)
+    equal(theirs(tmp_path / "student", tokens), theirs(teacher, tokens))
 
 
 def test_qwen2_shrinks_heads_and_width_together(tmp_path, rows, tokens):
