@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from rich.console import Console
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from sad_components.spans import SpanKind
@@ -29,6 +30,20 @@ STYLES = {
     SpanKind.ACT: "black on bright_yellow",
     SpanKind.OBSERVATION: "green",
 }
+#: A picture has the colours of the page: dark letters on white, and light grounds.
+_SVG_THEME = TerminalTheme(
+    background=(255, 255, 255),
+    foreground=(34, 34, 34),
+    normal=[
+        *((0, 0, 0), (176, 0, 32), (20, 105, 43), (138, 90, 0)),
+        *((30, 80, 160), (130, 40, 130), (0, 110, 120), (90, 90, 90)),
+    ],
+    bright=[
+        *((120, 120, 120), (220, 60, 80), (60, 160, 90), (255, 224, 138)),
+        *((90, 140, 220), (190, 110, 190), (191, 230, 255), (255, 255, 255)),
+    ],
+)
+_SVG_WIDTH = 84
 #: Control characters would drive the terminal; their pictures are as long and do not.
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 _LEGEND = "supervised: reason, act; not supervised: context, observation"
@@ -114,7 +129,7 @@ class _Terminal:
             force_terminal=True if svg else None,
             soft_wrap=svg is None,
             file=io.StringIO() if svg else None,
-            width=110 if svg else None,
+            width=_SVG_WIDTH if svg else None,
         )
         self.coloured = bool(self.console.color_system) and not self.console.no_color
 
@@ -128,7 +143,7 @@ class _Terminal:
 
     def __exit__(self, *exc: object) -> None:
         if self.svg is not None:
-            self.console.save_svg(str(self.svg), title="sad spans")
+            self.console.save_svg(str(self.svg), title="sad spans", theme=_SVG_THEME)
 
     def write(self, row: CutRow) -> None:
         if row.skipped is not None:
