@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from sad_components.pruning.data import random_rows
@@ -11,7 +12,7 @@ from sad_components.pruning.depth import BY_DATA, BY_PLACE
 from sad_components.pruning.importance import TOKENS, Rows
 from sad_components.pruning.report import lines
 from sad_components.pruning.shapes import Sizes
-from sad_components.pruning.student import REPORT_FILE, check_new, needs_rows, prune
+from sad_components.pruning.student import REPORT_FILE, needs_rows, prune
 from sad_components.training.precision import resolve_device
 
 _COUNTS = ("layers", "heads", "kv_heads", "ffn", "width")
@@ -25,11 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("say what to prune: --layers, --heads, --kv-heads, --ffn or --width")
     depth = args.criterion if args.depth == "importance" else args.depth
     out = None if args.dry_run else args.out
-    check_new(out)
-    rows = _rows(args) if needs_rows(sizes, depth) else None
-    notes = {"data": args.data, "style": args.style, "seed": args.seed} if rows else None
-    device = resolve_device(args.device)
-    report = prune(args.teacher, out, sizes, depth=depth, rows=rows, device=device, notes=notes)
+    measured = {"data": args.data, "style": args.style, "seed": args.seed}
+    report = prune(
+        args.teacher,
+        out,
+        sizes,
+        depth=depth,
+        rows=partial(_rows, args),
+        device=resolve_device(args.device),
+        notes=measured if needs_rows(sizes, depth) else None,
+    )
     print("\n".join(lines(report)))
     print("dry run: nothing written" if out is None else f"student -> {out} ({REPORT_FILE} in it)")
     return 0

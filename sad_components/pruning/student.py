@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def prune(
     sizes: Sizes,
     *,
     depth: str = "influence",
-    rows: Rows | None = None,
+    rows: Rows | Callable[[], Rows] | None = None,
     device: str | torch.device = "cpu",
     notes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -53,7 +54,8 @@ def prune(
         sizes: of the student.
         depth: how layers are chosen: one of :data:`~sad_components.pruning.depth.BY_PLACE` or
             :data:`~sad_components.pruning.depth.BY_DATA`.
-        rows: what to measure on, where :func:`needs_rows` says so.
+        rows: what to measure on, or what makes it (asked once sizes are known to fit), where
+            :func:`needs_rows` says so.
         device: that the teacher runs on.
         notes: further entries of the report.
 
@@ -66,7 +68,7 @@ def prune(
     """
     if depth not in (*BY_PLACE, *BY_DATA):
         raise ValueError(f"depth must be one of {(*BY_PLACE, *BY_DATA)}; got {depth!r}")
-    check_new(out_dir)
+    _check_new(out_dir)
     checkpoint = load_hf_folder(teacher_dir)
     family = family_of_config(checkpoint.config)
     with torch.device("meta"):
@@ -77,6 +79,7 @@ def prune(
     if needs_rows(sizes, depth):
         if rows is None:
             raise ValueError("importance is measured on data: pass rows, or choose layers by place")
+        rows = rows if isinstance(rows, Rows) else rows()
         model = from_pretrained(teacher_dir, dtype=torch.float32, device=device)
         importance = measure(model, rows)
     if how in BY_PLACE:
@@ -102,8 +105,7 @@ def needs_rows(sizes: Sizes, depth: str) -> bool:
     )
 
 
-def check_new(out_dir: str | Path | None) -> None:
-    """Raises ``ValueError`` where ``out_dir`` exists: nothing is overwritten."""
+def _check_new(out_dir: str | Path | None) -> None:
     if out_dir is not None and Path(out_dir).exists():
         raise ValueError(f"{out_dir} exists: choose another folder for the student, or remove it")
 

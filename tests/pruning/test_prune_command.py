@@ -90,7 +90,7 @@ def test_dry_run_writes_nothing(teacher, tmp_path, capsys):
     [
         ([], "say what to prune: --layers"),
         (["--layers", 9, "--depth", "even"], "a student keeps 1 to 3, not 9"),
-        (["--heads", 5], "ask for heads 2 or 4 or 6"),
+        (["--heads", 5, "--data", "nowhere.jsonl"], "ask for heads 2 or 4 or 6"),
         (["--layers", 2, "--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
