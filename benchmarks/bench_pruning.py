@@ -66,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluator.score_teacher(LiveTeacher(model).rows, torch.device("cpu"))
     for way in args.ways:
         start = time.perf_counter()
-        for number, layers in chosen_layers(way, model, rows, args.layers).items():
-            seconds = time.perf_counter() - start
+        chosen = chosen_layers(way, model, rows, args.layers)
+        seconds = time.perf_counter() - start
+        for number, layers in chosen.items():
             with only_layers(model, layers):
                 scores = evaluator.score(model, head_of(model)).to_dict()
                 parameters = num_parameters(model)
