@@ -90,7 +90,7 @@ def measure(model: TransformerDecoder, rows: Rows) -> Importance:
     """Importances from one forward pass over ``rows``.
 
     A unit's importance is its magnitude, averaged over the chosen positions of a row, then as L2
-    norm over rows: the aggregation of Minitron (arXiv 2407.14679, section 2.2). Magnitudes:
+    norm over rows (one of the aggregations that Minitron, arXiv 2407.14679, compares). Magnitudes:
 
     - a head: the norm of what it adds to the residual stream, its output times its part of the
       output projection;
