@@ -89,7 +89,8 @@ class OffsetTokenizer(ABC):
         control = list(self._control_tokens(text, literal))
         bounds = [0, *(at for start, end, _ in control for at in (start, end)), len(text)]
         starts = bounds[::2]
-        pieces = self.encode_pieces([text[a:b] for a, b in zip(starts, bounds[1::2])])
+        texts = [text[a:b] for a, b in zip(starts, bounds[1::2])]
+        pieces = [_as_arrays(*self.encode_text(piece) if piece else ([], [])) for piece in texts]
         ids, offsets = [], []
         for index, ((some, where), start) in enumerate(zip(pieces, starts)):
             if index:
@@ -102,10 +103,6 @@ class OffsetTokenizer(ABC):
         if not ids:
             return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
         return np.concatenate(ids), np.concatenate(offsets)
-
-    def encode_pieces(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """:meth:`encode_text` of several texts, as arrays: ids [T] and offsets [T, 2] of each."""
-        return [_as_arrays(*self.encode_text(text) if text else ([], [])) for text in texts]
 
     def _control_tokens(self, text: str, literal: Sequence[tuple[int, int]]):
         """``(start, end, id)`` of the control tokens that the harness wrote, in order."""
@@ -177,23 +174,32 @@ class HFTokenizer(OffsetTokenizer):
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def encode_pieces(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def encode_arrays(
+        self, text: str, literal: Sequence[tuple[int, int]] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
         if self._byte_widths is None:
-            return super().encode_pieces(texts)
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [self._with_offsets(text, e.ids) for text, e in zip(texts, encodings)]
-
-    def _with_offsets(self, text: str, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Offsets from the tokens' widths in bytes, where these add up to the text."""
+            return super().encode_arrays(text, literal)
+        control = list(self._control_tokens(text, literal))
+        bounds = [0, *(at for start, end, _ in control for at in (start, end)), len(text)]
+        pieces = [text[a:b] for a, b in zip(bounds[::2], bounds[1::2])]
+        ids: list[int] = []
+        counts = []  # tokens up to the end of each piece
+        encodings = self.backend.encode_batch_fast(pieces, add_special_tokens=False)
+        for encoding, following in zip(encodings, [*control, None]):
+            ids += encoding.ids
+            counts.append(len(ids))
+            if following:
+                ids.append(following[2])
         tokens = np.array(ids, dtype=np.int64)
-        ends = self._byte_widths[tokens].cumsum()
-        plain = text.isascii()
-        encoded = b"" if plain else text.encode("utf-8", "surrogatepass")
-        if (ends[-1] if len(ends) else 0) != (len(text) if plain else len(encoded)):
-            return _as_arrays(*self.encode_text(text))  # something of the text is in no token
-        ranges = np.empty((len(ends), 2), dtype=np.int64)
-        ranges[:1, 0], ranges[1:, 0], ranges[:, 1] = 0, ends[:-1], ends
-        return tokens, ranges if plain else _bytes_to_chars(encoded, ranges)
+        edges = np.concatenate(([0], self._byte_widths[tokens].cumsum()))
+        encoded = None if text.isascii() else text.encode("utf-8", "surrogatepass")
+        expected = np.array(bounds[1::2])
+        if encoded is not None:
+            expected = np.append(np.flatnonzero(_begins(encoded)), len(encoded))[expected]
+        if (edges[counts] != expected).any():  # something of the text is in no token
+            return super().encode_arrays(text, literal)
+        ranges = np.stack([edges[:-1], edges[1:]], axis=1)
+        return tokens, ranges if encoded is None else _bytes_to_chars(encoded, ranges)
 
     def _find_byte_widths(self) -> np.ndarray | None:
         """Bytes of text per token id, shape [V]; None unless tokens are the text's own bytes.
@@ -314,9 +320,14 @@ def _as_arrays(ids: Sequence[int], offsets: Sequence[tuple]) -> tuple[np.ndarray
     return np.array(ids, dtype=np.int64), where.reshape(-1, 2)
 
 
+def _begins(encoded: bytes) -> np.ndarray:
+    """Which UTF-8 bytes begin a character, bool shape [bytes]."""
+    return (np.frombuffer(encoded, dtype=np.uint8) & 0xC0) != 0x80
+
+
 def _bytes_to_chars(encoded: bytes, ranges: np.ndarray) -> np.ndarray:
     """Character ranges [T, 2] of ranges of UTF-8 bytes; part of a character gives the whole."""
-    begins = (np.frombuffer(encoded, dtype=np.uint8) & 0xC0) != 0x80
+    begins = _begins(encoded)
     char_of_byte = np.append(begins.cumsum() - 1, begins.sum())
     start, end = ranges[:, 0], ranges[:, 1]
     first = char_of_byte[start]
