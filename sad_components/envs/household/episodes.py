@@ -20,6 +20,7 @@ _ACTIONS = (
 )
 INSTRUCTIONS = {
     "dense": f"Solve a household task. Reply with one thought and one action.\n{_ACTIONS}",
+    "checking": f"Solve a household task. Reply with one thought and one action.\n{_ACTIONS}",
     "sparse": f"Solve a household task. Reply with one action; think when it helps.\n{_ACTIONS}",
 }
 

@@ -1,7 +1,9 @@
-"""The expert's thoughts in words: several wordings each, in two styles.
+"""The expert's thoughts in words: several wordings each, in three styles.
 
 ``dense``: a thought before every action. It tells belief, sub-goal, and what kind of place comes
-next and why, but never the action itself. ``sparse``: a thought only when the sub-goal changes,
+next and why, but never the action itself. ``checking``: the same, and a search says of every thing
+that it sees whether it is the one: a small model then compares two words at a time instead of a
+word with a whole list. ``sparse``: a thought only when the sub-goal changes,
 as in published ReAct transcripts of ALFWorld.
 """
 
@@ -13,7 +15,7 @@ from sad_components.envs.household.beliefs import Beliefs
 from sad_components.envs.household.expert import Decision
 from sad_components.envs.household.world import LAMP, RESULTS, STATIONS, homes_of, kind_of
 
-STYLES = ("dense", "sparse")
+STYLES = ("dense", "checking", "sparse")
 
 # What the task needs, before the first action.
 _PLANS = {
@@ -47,6 +49,8 @@ _MISSES = (
     "The {sought} is not here.",
     "Nothing useful here.",
 )
+#: Situations after which an observation may show what is sought.
+_SEARCHING = ("search", "search_lamp", "open", "open_lamp", "fetch")
 _NEXT_SEARCH = ("Now the second {target}.", "One is done, one more {target} to go.", "One more.")
 
 _RECOVERIES = {
@@ -194,7 +198,7 @@ class Narrator:
     """Words for decisions; one per episode.
 
     Args:
-        style: ``dense`` or ``sparse``.
+        style: ``dense``, ``checking`` or ``sparse``.
         rng: chooses among wordings.
 
     Raises:
@@ -223,6 +227,8 @@ class Narrator:
             return None
         slots = _slots(decision, beliefs)
         parts = [self._opening(decision, beliefs, slip, previous)]
+        if self.style == "checking" and not slip and previous in _SEARCHING:
+            parts[0] = _checked(decision, beliefs)
         if self.style == "sparse":
             parts.append(self._pick(_SPARSE[decision.phase]))
         elif decision.situation in ("search", "search_lamp"):
@@ -244,8 +250,7 @@ class Narrator:
             return self._pick(_PLANS[_plan_of(beliefs)])
         if previous == "place":
             return self._pick(_NEXT_SEARCH)
-        searching = decision.situation in ("search", "search_lamp")
-        if searching and previous in (decision.situation, "open", "open_lamp"):
+        if decision.situation in ("search", "search_lamp") and previous in _SEARCHING:
             return self._pick(_MISSES)
         return ""
 
@@ -260,6 +265,22 @@ def _plan_of(beliefs: Beliefs) -> str:
     if task.treatment:
         return "treat"
     return "two" if task.count == 2 else "put"
+
+
+def _checked(decision: Decision, beliefs: Beliefs) -> str:
+    """``Looking for an egg: mug 1, no; egg 2, yes.``; empty where nothing was shown."""
+    if beliefs.just_seen is None:
+        return ""
+    sought = LAMP if decision.phase == "light" else beliefs.task.target
+    found = [thing for thing in beliefs.just_seen if kind_of(thing) == sought]
+    if decision.situation in ("search", "search_lamp"):
+        verdicts = [f"{thing}, no" for thing in beliefs.just_seen if thing not in found]
+    else:
+        named = next((thing for thing in found if thing in decision.action), (found or [""])[0])
+        before = beliefs.just_seen[: beliefs.just_seen.index(named)] if named else ()
+        verdicts = [f"{thing}, no" for thing in before if thing not in found]
+        verdicts += [f"{named}, yes"] if named else []
+    return f"Looking for {with_article(sought)}: {'; '.join(verdicts) or 'nothing here'}."
 
 
 def _slots(decision: Decision, beliefs: Beliefs) -> dict[str, str]:
