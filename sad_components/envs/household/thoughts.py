@@ -250,7 +250,8 @@ class Narrator:
             return self._pick(_PLANS[_plan_of(beliefs)])
         if previous == "place":
             return self._pick(_NEXT_SEARCH)
-        if decision.situation in ("search", "search_lamp") and previous in _SEARCHING:
+        searching = decision.situation in ("search", "search_lamp")
+        if searching and previous in (decision.situation, "open", "open_lamp"):
             return self._pick(_MISSES)
         return ""
 
