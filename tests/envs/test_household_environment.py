@@ -37,7 +37,7 @@ def test_expert_wins_and_random_gets_its_own():
 
 
 @needs_engine
-@pytest.mark.parametrize("style", ["dense", "sparse"])
+@pytest.mark.parametrize("style", ["dense", "checking", "sparse"])
 def test_records_are_those_of_the_expert_alone(style):
     options = {"style": style, "wrong_turn_share": 1.0}
     episodes = play(ExpertPolicy("household-expert"), slots=4, count=4, **options)
@@ -78,7 +78,7 @@ def test_tasks():
     ("options", "message"),
     [
         ({"split": "test"}, "one of train, heldout; got 'test'"),
-        ({"style": "loud"}, "one of dense, sparse; got 'loud'"),
+        ({"style": "loud"}, "one of dense, checking, sparse; got 'loud'"),
         ({"task_types": ["cook"]}, r"non-empty list of .*; got \['cook'\]"),
         ({"task_types": []}, "non-empty list"),
         ({"wrong_turn_share": 2}, r"probability in \[0, 1\]; got 2"),

@@ -154,8 +154,46 @@ def test_dense_thinks_always_and_sparse_only_when_the_sub_goal_changes():
     assert [bool(thought) for thought in thoughts["sparse"]] == [True, False, True]
 
 
+def checking(task, *observations):
+    """The thought after each observation, in the style that checks what it sees."""
+    player, narrator = expert(task), Narrator("checking", random.Random(0))
+    thoughts = [narrator.thought(player.decide(), player.beliefs)]
+    for observation in observations:
+        player.observe(observation)
+        thoughts.append(narrator.thought(player.decide(), player.beliefs))
+    return thoughts
+
+
+def test_checking_says_of_every_thing_seen_whether_it_is_the_one():
+    first, *rest = checking(
+        "put a mug in fridge",
+        "You arrive at cabinet 1. The cabinet 1 is closed.",
+        "You open the cabinet 1. The cabinet 1 is open. In it, you see nothing.",
+        "You arrive at countertop 1. On the countertop 1, you see a apple 1, and a cup 2.",
+        "You arrive at coffeemachine 1. On the coffeemachine 1, you see a pan 1, and a mug 2.",
+        "You pick up the mug 2 from the coffeemachine 1.",
+    )
+    assert "Looking for" not in first
+    closed, empty, missed, found, held = rest
+    assert "Looking for" not in closed
+    assert empty.startswith("Looking for a mug: nothing here. ")
+    assert missed.startswith("Looking for a mug: apple 1, no; cup 2, no. ")
+    assert found.startswith("Looking for a mug: pan 1, no; mug 2, yes. ")
+    assert "Looking for" not in held
+
+
+def test_checking_looks_for_the_lamp_too():
+    thoughts = checking(
+        "look at mug under the desklamp",
+        "You arrive at countertop 1. On the countertop 1, you see a mug 1.",
+        "You pick up the mug 1 from the countertop 1.",
+        "You arrive at cabinet 2. On the cabinet 2, you see a cup 1, and a desklamp 1.",
+    )
+    assert thoughts[-1].startswith("Looking for a desklamp: cup 1, no; desklamp 1, yes. ")
+
+
 def test_unknown_style_is_an_error():
-    with pytest.raises(ValueError, match="one of dense, sparse; got 'verbose'"):
+    with pytest.raises(ValueError, match="one of dense, checking, sparse; got 'verbose'"):
         Narrator("verbose", random.Random(0))
 
 

@@ -36,7 +36,7 @@ def play_episode(
     Args:
         env: engine to play in; its step limit holds.
         game: which game.
-        style: ``dense`` or ``sparse`` thoughts.
+        style: ``dense``, ``checking`` or ``sparse`` thoughts.
         wrong_turn_share: probability in [0, 1] that the episode holds a wrong turn or two.
 
     Raises:
@@ -72,7 +72,7 @@ class ExpertPlayer:
     Args:
         env: where the game has just been reset; asked for what is admissible.
         first_observation: what the reset said.
-        style: ``dense`` or ``sparse`` thoughts.
+        style: ``dense``, ``checking`` or ``sparse`` thoughts.
         wrong_turn_share: probability in [0, 1] that the episode holds a wrong turn or two.
 
     Raises:
