@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from sad_components.formats._shapes import chat_row
@@ -281,6 +282,7 @@ def split_spans(spans: Sequence[Span], messages: Iterable[Message]) -> list[list
     return out
 
 
+@cache  # an import statement costs time even when all is imported
 def _load_builtin() -> None:
     from sad_components.formats import (  # noqa: F401
         alfworld,
