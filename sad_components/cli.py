@@ -34,6 +34,9 @@ COMMANDS = {
     "prune": Command(
         "sad_components.pruning.command", "cut a smaller student out of a teacher, by importance"
     ),
+    "doctor": Command(
+        "sad_components.doctor.command", "check a config: models, data, memory, time, before a run"
+    ),
     "report": Command("sad_components.report.command", "make a web page about runs, and PNGs"),
     "play": Command("sad_components.viewer.play", "show an episode live in the terminal"),
 }

@@ -14,12 +14,12 @@ PACKAGE = ROOT / "sad_components"
 #: From the top down. Units of one layer do not import each other. The loss lies below data and
 #: models: batches and decoders speak its types, and it knows tensors and span kinds only.
 LAYERS = [
-    {"recipes", "cli", "demo", "viewer", "report", "pruning"},
+    {"recipes", "cli", "demo", "viewer", "report", "pruning", "doctor"},
     {"evaluation", "export", "quantization", "training"},
     {"data", "models", "envs"},
     {"formats", "loss"},
     {"trajectory"},
-    {"spans"},
+    {"spans", "_tune_plugin"},
 ]
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 #: Leaves that use no other part of the package.

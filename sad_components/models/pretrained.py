@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def from_pretrained(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     dropout: float | None = None,
+    builder: str | None = None,
 ) -> TransformerDecoder:
     """The decoder stored in a folder in Hugging Face format, of any known family.
 
@@ -48,10 +50,15 @@ def from_pretrained(
             default dtype.
         device: where it is built; ``None``: torch's default device.
         dropout: of every kind, in [0, 1]; ``None``: what the config says (0.1 in GPT-2's).
+        builder: dotted path of a named size that the folder must hold, for example
+            ``sad_components.models.gpt2.gpt2_1558m``; ``None``: whatever it holds.
 
     Raises:
-        ValueError: the folder or its config is not readable, or its weights do not fit it.
+        ValueError: the folder or its config is not readable, its weights do not fit it, or it
+            holds another architecture than ``builder``.
     """
+    if builder is not None:
+        check_same_size(load_hf_config(path), builder, path)
     return build_from_hf_folder(path, dtype=dtype, device=device, dropout=dropout)[0]
 
 
@@ -178,6 +185,61 @@ def set_dropout_(model: TransformerDecoder, dropout: float | None) -> Transforme
         elif isinstance(module, MultiHeadAttention):
             module.attn_dropout = dropout
     return model
+
+
+def named_size(builder: str) -> TransformerDecoder:
+    """The decoder that a named size makes, on the meta device.
+
+    Args:
+        builder: dotted path of a function that needs no argument.
+
+    Raises:
+        ValueError: the path does not import, or the function makes no decoder.
+    """
+    module, _, name = builder.rpartition(".")
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ValueError(f"builder {builder!r} does not import: {error}") from error
+    with torch.device("meta"):
+        model = function()
+    if not isinstance(model, TransformerDecoder):
+        raise ValueError(f"builder {builder!r} makes a {type(model).__name__}, not a decoder")
+    return model
+
+
+def check_same_size(config: Mapping[str, Any], builder: str, path: str | Path) -> None:
+    """Raises ``ValueError`` unless ``config`` has the parameters and heads of a named size.
+
+    Args:
+        config: content of a ``config.json``.
+        builder: see :func:`named_size`.
+        path: where the config lies, for the message.
+    """
+    with torch.device("meta"):
+        found = build_decoder(config)
+    differences = _differences(found, named_size(builder))
+    if differences:
+        raise ValueError(
+            f"{path} does not hold the architecture of builder {builder}: "
+            f"{'; '.join(differences[:4])}. Name the size that the folder holds, or take the "
+            "builder out of the config"
+        )
+
+
+def _differences(found: TransformerDecoder, named: TransformerDecoder) -> list[str]:
+    """What tells two architectures apart: parameters and their shapes, then heads."""
+    sizes = [{k: tuple(p.shape) for k, p in m.named_parameters()} for m in (found, named)]
+    names = sorted(set(sizes[0]) | set(sizes[1]))
+    out = [
+        f"{name} is {sizes[0].get(name, 'missing')}, the builder's {sizes[1].get(name, 'missing')}"
+        for name in names
+        if sizes[0].get(name) != sizes[1].get(name)
+    ]
+    heads = [(m.layers[0].attn.num_heads, m.layers[0].attn.num_kv_heads) for m in (found, named)]
+    if heads[0] != heads[1]:
+        out.append(f"heads (queries, keys) are {heads[0]}, the builder's {heads[1]}")
+    return out
 
 
 def save_student(

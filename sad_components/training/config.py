@@ -79,11 +79,20 @@ def build(node: DictConfig | None, where: str, *args: Any, **kwargs: Any) -> Any
     """
     if is_null(node):
         return None
+    checked_component(node, where, *args, **kwargs)
+    return tune_config.instantiate(node, *args, **kwargs)
+
+
+def checked_component(node: DictConfig, where: str, *args: Any, **kwargs: Any) -> Any:
+    """The class or function that a node names, not called; it takes the node's arguments.
+
+    Args and Raises: as for :func:`build`.
+    """
     if not OmegaConf.is_dict(node) or "_component_" not in node:
         raise ConfigError(f"{where} needs a _component_ (a dotted path); got {node!r:.120}")
     component = _import(node["_component_"], where)
     _check_arguments(component, node, args, kwargs, where)
-    return tune_config.instantiate(node, *args, **kwargs)
+    return component
 
 
 def call(component: Any, node: DictConfig | None, where: str, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,1 @@
+"""``sad doctor``: what is wrong with a config, and whether it fits, before anything is loaded."""

@@ -1,0 +1,196 @@
+"""Memory and time of a run, and what would make it fit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torchtune.modules import TransformerDecoder
+
+from sad_components.data import Batching, StepOrder
+from sad_components.data.dataset import RowDataset
+from sad_components.models.hidden import head_of, num_parameters, vocab_size_of
+from sad_components.training.config import build
+from sad_components.training.live_bytes import StepShape
+from sad_components.training.memory import (
+    MemoryEstimate,
+    RunShape,
+    available_bytes,
+    base_bytes,
+    estimate,
+    gigabytes,
+    largest_step,
+)
+
+#: Where the data cannot be read: the agent's share of tokens, and rows as long as allowed.
+_ASSUMED_SHARE, _ASSUMED_LENGTH = 0.5, 2048
+_PROBE_WIDTH, _PROBE_SECONDS = 1024, 0.3
+
+
+@dataclass
+class DataFacts:
+    """What a run will read.
+
+    Args:
+        rows: the training data.
+        supervised: share of its tokens that the loss reads.
+        heldout_tokens: supervised tokens of the held-out rows.
+    """
+
+    rows: RowDataset
+    supervised: float
+    heldout_tokens: int
+
+
+def check_run(
+    cfg: DictConfig,
+    student: TransformerDecoder,
+    teacher: TransformerDecoder | None,
+    data: DataFacts | None,
+    device: torch.device,
+    memory: int | None,
+) -> Iterator[tuple[str, str, list[str], dict[str, Any]]]:
+    """Findings (name, mark, lines, figures) on memory and on time.
+
+    Args:
+        cfg: the config of recipe structured_kd.
+        student: on the meta device.
+        teacher: on the meta device; None without a live one.
+        data: None where it cannot be read: rows are then taken to be as long as allowed.
+        device: that the config names.
+        memory: bytes per process; None: what ``device`` has here.
+    """
+    found = estimated(cfg, student, teacher, data, device)
+    available = available_bytes(device) if memory is None else memory
+    fits = available is None or found.total <= available
+    against = "" if available is None else f", {gigabytes(available)} available"
+    lines = [f"about {gigabytes(found.total)} per process at the {found.moment}{against}"]
+    parts = sorted(found.parts.items(), key=lambda part: -part[1])
+    lines += [f"  {name}: {gigabytes(size)}" for name, size in parts if size > 0]
+    if data is None:
+        lines.append("  taken: rows as long as allowed, half of their tokens supervised")
+    if not fits:
+        lines += [f"  would help: {switch}" for switch in switches(cfg, found, student)]
+    figures = {"total": found.total, "available": available, **found.parts}
+    yield "memory", "ok" if fits else "fail", lines, figures
+    if data is not None and (device.type == "cpu" or torch.cuda.is_available()):
+        yield "time", "ok", *_time(cfg, student, teacher, data, device)
+
+
+def estimated(
+    cfg: DictConfig,
+    student: TransformerDecoder,
+    teacher: TransformerDecoder | None,
+    data: DataFacts | None,
+    device: torch.device,
+) -> MemoryEstimate:
+    """Memory of a process; arguments as for :func:`check_run`."""
+    models = [m for m in (student, teacher) if m is not None]
+    run = RunShape(
+        step=_largest_step(cfg, data),
+        heldout_tokens=0 if data is None else data.heldout_tokens,
+        vocab=min(vocab_size_of(m) for m in models),
+    )
+    return estimate(
+        student,
+        teacher,
+        build(cfg.loss, "loss"),
+        partial(build, cfg.optimizer, "optimizer"),
+        run,
+        device,
+        base_bytes(device),
+    )
+
+
+def switches(cfg: DictConfig, found: MemoryEstimate, student: TransformerDecoder) -> list[str]:
+    """What would make a run smaller, the largest saving first."""
+    part = found.parts
+    options = []
+    if cfg.get("batch_size", 1) > 1 or cfg.get("max_tokens_per_batch"):
+        saving = (part.get("activations", 0) + part.get("logits", 0)) // 2
+        options.append((saving, "halve batch_size or max_tokens_per_batch (and accumulate more)"))
+    else:
+        saving = part.get("activations", 0) // 2
+        options.append((saving, "halve transform.max_seq_len"))
+    if part.get("teacher weights"):
+        cached = part["teacher weights"] + part.get("teacher rows", 0)
+        options.append((cached, "write the teacher down first: recipes/cache_teacher.py"))
+    if next(student.parameters()).dtype == torch.float32:
+        options.append(((found.total - part["process"]) // 2, "dtype: bf16"))
+    options.append((part["optimizer state"] // 2, "an optimizer with less state (8 bits, SGD)"))
+    own = sum(part.get(k, 0) for k in ("student weights", "gradients", "optimizer state"))
+    options.append((own // 2, "a student with half the layers (sad prune, cut_student)"))
+    ranked = sorted(options, key=lambda option: -option[0])
+    return [f"{what} (saves about {gigabytes(saving)})" for saving, what in ranked if saving > 0]
+
+
+def _largest_step(cfg: DictConfig, data: DataFacts | None) -> StepShape:
+    rows, packing = cfg.get("batch_size", 1), bool(cfg.get("packing", False))
+    limit = cfg.get("max_tokens_per_batch")
+    if data is None:
+        longest = (cfg.get("transform") or {}).get("max_seq_len") or _ASSUMED_LENGTH
+        rows = rows if limit is None else max(1, limit // longest)
+        return StepShape(rows, longest, max(1, int(rows * longest * _ASSUMED_SHARE)), packing)
+    order = _order(cfg, data)
+    batching = Batching(data.rows.lengths, rows, max_tokens=limit, packing=packing)
+    steps = [order.step_rows(step) for step in range(order.steps_per_epoch)]
+    return largest_step(batching, steps, data.supervised)
+
+
+def _order(cfg: DictConfig, data: DataFacts) -> StepOrder:
+    per_step = cfg.get("batch_size", 1) * cfg.get("gradient_accumulation_steps", 1)
+    mixture = {"groups": data.rows.groups, "weights": data.rows.weights}
+    return StepOrder(data.rows.lengths, per_step, cfg.get("seed", 0), **mixture)
+
+
+def _time(
+    cfg: DictConfig,
+    student: TransformerDecoder,
+    teacher: TransformerDecoder | None,
+    data: DataFacts,
+    device: torch.device,
+) -> tuple[list[str], dict[str, Any]]:
+    """Matrix products of an epoch (docs/method.md, section 8) at the speed they have here."""
+    tokens = int(data.rows.lengths.sum())
+    flops = 3 * _flops(student, tokens, data.supervised)
+    if teacher is not None:
+        flops += _flops(teacher, tokens, data.supervised)
+    rate = product_rate(next(student.parameters()).dtype, device)
+    seconds = flops / rate
+    steps = _order(cfg, data).steps_per_epoch
+    line = (
+        f"at least {_duration(seconds)} an epoch ({steps} steps, {flops:.2g} FLOPs at "
+        f"{rate / 1e9:,.0f} GFLOP/s measured here); attention, optimizer and scores come on top"
+    )
+    return [line], {"seconds_per_epoch": seconds, "flops": flops, "flops_per_second": rate}
+
+
+def _flops(model: TransformerDecoder, tokens: int, supervised: float) -> float:
+    """Of a forward pass: layers on every token, the head on supervised ones."""
+    head = head_of(model).weight_VD.numel()
+    embeddings = model.tok_embeddings.weight.numel()
+    tied = head_of(model).weight_VD is model.tok_embeddings.weight
+    layers = num_parameters(model) - embeddings - (0 if tied else head)
+    return 2.0 * tokens * (layers + supervised * head)
+
+
+def product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOPs per second of a matrix product, measured for a third of a second."""
+    a = torch.ones(_PROBE_WIDTH, _PROBE_WIDTH, dtype=dtype, device=device)
+    torch.mm(a, a)
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < _PROBE_SECONDS:
+        float(torch.mm(a, a)[0, 0])
+        count += 1
+    return count * 2 * _PROBE_WIDTH**3 / elapsed
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,75 @@
+"""The models that a config names, on the meta device: their shapes without their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torchtune import training
+from torchtune.modules import TransformerDecoder
+
+from sad_components.models.checkpoint import CONFIG_FILE, load_hf_config
+from sad_components.models.families import build_decoder, family_of_config
+from sad_components.models.pretrained import (
+    check_same_size,
+    cut_student,
+    from_pretrained,
+    from_scratch,
+    named_size,
+    set_dropout_,
+)
+from sad_components.training.config import build, checked_component, is_null
+from sad_components.training.teachers import Teacher
+
+
+def on_meta(node: DictConfig | None, where: str, dtype: torch.dtype) -> TransformerDecoder | None:
+    """The decoder of a config node without its weights; None for no model or a written teacher.
+
+    A folder that is not there yet is replaced by the node's ``builder``.
+
+    Args:
+        node: as a recipe's ``student`` or ``teacher``.
+        where: the node's name, for messages.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: a node that cannot be built, a folder without ``config.json``, or one that
+            holds another architecture than ``builder``.
+    """
+    if is_null(node):
+        return None
+    component = checked_component(node, where)
+    with training.set_default_dtype(dtype), torch.device("meta"):
+        if component in (from_pretrained, cut_student):
+            model = _of_folder(node)
+        elif component is from_scratch:
+            given = node.config
+            plain = OmegaConf.is_dict(given)
+            config = OmegaConf.to_container(given, resolve=True) if plain else load_hf_config(given)
+            model = build_decoder(config)
+        elif isinstance(component, type) and issubclass(component, Teacher):
+            return None
+        else:
+            model = build(node, where)
+    return set_dropout_(model, node.get("dropout"))
+
+
+def folder_of(node: DictConfig | None) -> Path | None:
+    """The folder that a model node reads, if it reads one."""
+    path = None if is_null(node) else node.get("path")
+    return None if path is None else Path(path)
+
+
+def _of_folder(node: DictConfig) -> TransformerDecoder:
+    path, builder = node.path, node.get("builder")
+    if builder is not None and not (Path(path) / CONFIG_FILE).is_file():
+        return named_size(builder)
+    config: dict[str, Any] = load_hf_config(path)
+    if builder is not None:
+        check_same_size(config, builder, path)
+    kept = node.get("num_layers") or len(node.get("layers") or ())
+    if kept:
+        config[family_of_config(config).layers_key] = kept
+    return build_decoder(config)

@@ -1,0 +1,64 @@
+"""``sad doctor`` on the configs of published pairs (no weights here), and on mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sad_components.doctor.checks import Doctor
+from sad_components.doctor.command import main
+from sad_components.doctor.config_file import read_config
+
+ROOT = Path(__file__).parents[2]
+PAIRS = [p for p in ROOT.glob("configs/*/*_structured_kd.yaml") if "builder:" in p.read_text()]
+
+
+def marks(config: str, *overrides: str, memory: float | None = None) -> dict:
+    file = read_config(config, overrides)
+    return {check.name: check for check in Doctor(file, memory and int(memory * 1e9)).checks()}
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_pairs_on_the_meta_device(path, tmp_path, monkeypatch):
+    """Both models, one vocabulary, an estimate, and the command that fetches what is missing."""
+    monkeypatch.chdir(tmp_path)
+    found = marks(str(path), memory=141)
+    assert found["keys"].mark == found["vocabulary"].mark == found["memory"].mark == "ok"
+    for name in ("teacher", "student"):
+        assert found[name].figures["parameters"] > 1e8
+        assert "is not there: run `" in found[name].lines[-1]
+    assert found["memory"].figures["total"] > 2 * found["teacher"].figures["parameters"]
+
+
+def test_a_config_that_is_ready(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config", "tiny/structured_kd", "dataset.limit=4", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"]
+    checks = {check["name"]: check for check in report["checks"]}
+    assert 0.2 < checks["data"]["figures"]["supervised"] < 0.6
+    assert checks["time"]["figures"]["seconds_per_epoch"] > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "check", "message"),
+    [
+        ("batch_sise=2", "keys", "did you mean 'batch_size'"),
+        ("student.config.vocab_size=300", "vocabulary", "student vocab 300 < tokenizer vocab"),
+        ("tokenizer.path=demo/none", "tokenizer", "run `sad fetch-demo`"),
+        ("transform.max_seq_len=4096", "student", "the model reads 2048 tokens"),
+    ],
+)
+def test_mistakes_fail_and_are_named(override, check, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = marks("tiny/structured_kd", "dataset.limit=2", "heldout=null", override)
+    assert found[check].mark == "fail"
+    assert message in " ".join(found[check].lines)
+
+
+def test_what_does_not_fit_fails_with_remedies(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config", "tiny/structured_kd", "dataset.limit=4", "--memory", "0.01"]) == 1
+    assert "would help: halve batch_size" in capsys.readouterr().out
