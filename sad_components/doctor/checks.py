@@ -215,7 +215,8 @@ def _model_nodes(cfg: DictConfig, where: str = "") -> Iterator[tuple[str, DictCo
         if not OmegaConf.is_dict(value) or is_null(value):
             continue
         place = f"{where}{key}"
-        if key in _MODELS and "_component_" in value:
+        policy = "model" in value  # a policy may be called student
+        if key in _MODELS and "_component_" in value and not policy:
             yield place, value
         else:
             yield from _model_nodes(value, f"{place}.")

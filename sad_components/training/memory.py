@@ -96,7 +96,7 @@ def estimate(
         "teacher's forward pass": {"activations": forward},
         "loss": {
             "activations": step.saved,
-            "logits": loss_bytes(loss, run, dtype, device, teacher is not None) + head,
+            "logits": loss_bytes(loss, run, dtype, device, loss.spec.needs_teacher) + head,
         },
         "start of the backward pass": {
             "activations": step.saved + step.transient,

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import OmegaConf
 
+from sad_components.data.shipped import resolve_folder
 from sad_components.doctor.checks import Doctor
 from sad_components.doctor.command import main
 from sad_components.doctor.config_file import read_config
+from sad_components.models.families import hf_config_of
+from sad_components.models.smollm2 import smollm2_135m
 
 ROOT = Path(__file__).parents[2]
 PAIRS = [p for p in ROOT.glob("configs/*/*_structured_kd.yaml") if "builder:" in p.read_text()]
@@ -30,6 +36,41 @@ def test_pairs_on_the_meta_device(path, tmp_path, monkeypatch):
         assert found[name].figures["parameters"] > 1e8
         assert "is not there: run `" in found[name].lines[-1]
     assert found["memory"].figures["total"] > 2 * found["teacher"].figures["parameters"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with what the other configs name, without weights: configs and tokenizers."""
+    root = tmp_path_factory.mktemp("prepared")
+    distil = OmegaConf.load(ROOT / "configs" / "household" / "distil_student.yaml")
+    with torch.device("meta"):
+        demo = hf_config_of(smollm2_135m())
+    household = OmegaConf.to_container(distil.student.config)
+    folders = {"demo/SmolLM2-135M-Instruct": demo, "runs/household/tokenizer": {}}
+    folders |= {f"runs/household/{name}/student": household for name in ("teacher", "student")}
+    for name, config in folders.items():
+        shutil.copytree(resolve_folder("shipped:household/tokenizer"), root / name)
+        (root / name / "config.json").write_text(json.dumps(config))
+    return root
+
+
+OTHERS = [p for p in sorted(ROOT.glob("configs/*/*.yaml")) if p not in PAIRS]
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_other_config(path, prepared, monkeypatch):
+    monkeypatch.chdir(prepared)
+    monkeypatch.delenv("HOUSEHOLD_RUN", raising=False)
+    cfg = OmegaConf.load(path)
+    few = [f"{key}.limit=2" for key in ("dataset", "heldout") if "source" in (cfg.get(key) or {})]
+    found = marks(str(path), *few)
+    assert found["keys"].mark == found["device"].mark == "ok"
+    for name, check in found.items():
+        if name.endswith(("student", "model", "teacher")):
+            made_by_a_run = "CachedTeacher" in str(cfg.get(name))
+            assert check.mark == ("fail" if made_by_a_run else "ok"), check.lines
+    if "student" in found and "loss" in cfg:
+        assert found["memory"].mark == "ok", found["memory"].lines
 
 
 def test_a_config_that_is_ready(tmp_path, monkeypatch, capsys):

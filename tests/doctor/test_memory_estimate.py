@@ -1,0 +1,67 @@
+"""The memory estimate against real figures."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from loading import load_module
+from torch.nn import functional as F
+
+from sad_components.data import Batching
+from sad_components.models import from_scratch
+from sad_components.training.live_bytes import FusedAttention, LiveBytes, StepShape, step_bytes
+from sad_components.training.memory import largest_step, state_bytes
+
+CONFIG = {
+    **{"model_type": "llama", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128},
+    **{"num_hidden_layers": 6, "num_attention_heads": 4, "max_position_embeddings": 256},
+    "tie_word_embeddings": True,
+}
+
+
+def test_saved_activations_are_what_all_layers_keep():
+    """One and two layers, extrapolated, against all six counted on real tensors."""
+    shape = StepShape(rows=2, width=128, supervised=256)  # all positions: the last layer is whole
+    with torch.device("meta"):
+        expected = step_bytes(from_scratch(CONFIG, device="meta"), shape)
+    model = from_scratch(CONFIG).train()
+    model.unembed = lambda hidden: model.norm(hidden)
+    tokens = torch.zeros(2, 128, dtype=torch.int64)
+    with LiveBytes() as live, FusedAttention():
+        hidden = model(tokens)
+    assert hidden.shape == (2, 128, 64)
+    assert expected.saved == pytest.approx(live.now, rel=0.02)
+
+
+def test_live_bytes_forget_what_is_freed():
+    with LiveBytes() as live:
+        kept = torch.zeros(1000)
+        F.relu(kept)
+    assert (live.now, live.peak) == (4000, 8000)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (partial(torch.optim.AdamW, lr=1e-3), 8),
+        (partial(torch.optim.SGD, lr=1e-3), 0),
+        (partial(torch.optim.SGD, lr=1e-3, momentum=0.9), 4),
+    ],
+)
+def test_optimizer_state_per_parameter(optimizer, expected):
+    assert state_bytes(optimizer, torch.float32) == expected
+
+
+def test_largest_step_is_the_batch_with_most_positions():
+    batching = Batching([10, 20, 30, 40], batch_size=2)
+    assert largest_step(batching, [[0, 1], [2, 3]], 0.5) == StepShape(2, 40, 40)
+
+
+@pytest.mark.slow
+def test_estimate_is_within_15_percent_of_the_measured_peak():
+    bench = load_module("benchmarks/bench_memory_estimate.py")
+    for width, layers, rows in ((256, 6, 4), (384, 8, 2), (640, 12, 1)):
+        found = bench.compare(width, layers, rows)
+        assert abs(found["difference"]) < 0.15, found
