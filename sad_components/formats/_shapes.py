@@ -49,7 +49,7 @@ def _is_chat(value: Any) -> bool:
 def _is_foreign(message: Mapping[str, Any]) -> bool:
     return (
         "from" in message
-        or message.get("role") in _ROLES
+        or (isinstance(message.get("role"), str) and message["role"] in _ROLES)
         or isinstance(message.get("function_call"), Mapping)
         or (isinstance(message.get("reasoning"), str) and "reasoning_content" not in message)
         or any(part.get("type") in _PARTS for part in _parts(message.get("content")))

@@ -121,7 +121,8 @@ class ReAct(ChatFormat):
             return [Piece(len(text), SpanKind.REASON if acts else SpanKind.ACT)]
         pieces = []
         if text[: marks[0].start].strip():
-            pieces.append(Piece(marks[0].start, SpanKind.REASON if acts else marks[0].kind))
+            opening = SpanKind.ACT if marks[0].kind is SpanKind.OBSERVATION else marks[0].kind
+            pieces.append(Piece(marks[0].start, SpanKind.REASON if acts else opening))
         ends = [m.start for m in marks[1:]] + [len(text)]
         for mark, end in zip(marks, ends, strict=True):
             made_up = mark.kind is SpanKind.OBSERVATION

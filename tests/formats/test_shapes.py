@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sad_components.formats._shapes import chat_row
-from sad_components.formats.registry import Detector, segment, to_trajectory
+from sad_components.formats.registry import Detector, get_format, segment, to_trajectory
 from sad_components.spans import SpanKind
 from sad_components.trajectory import TrajectoryError
 
@@ -137,3 +137,14 @@ def test_a_record_of_flat_text_needs_its_format():
     turns = [{"role": "assistant", "content": "Action: a\n"}]
     with pytest.raises(TrajectoryError, match=r"'theirs', which is not registered.*known: .*react"):
         cut({"messages": turns, "format": "theirs", "meta": {"layout": "text"}})
+
+
+def test_a_role_that_is_no_name_is_an_error_that_says_so():
+    with pytest.raises(ValueError, match="role"):
+        to_trajectory({"messages": [{"role": [], "content": "a"}]}, get_format("react"))
+
+
+def test_words_before_a_made_up_observation_are_no_observation():
+    row = {"messages": [{"role": "assistant", "content": "It is done.\nObservation 1: ok"}]}
+    (spans,) = segment(to_trajectory(row, get_format("react")))
+    assert [s.kind.label for s in spans] == ["act", "context"]
