@@ -46,6 +46,7 @@ from sad_components.training.config import (
 )
 from sad_components.training.errors import explained
 from sad_components.training.precision import resolve_device, resolve_dtype
+from sad_components.training.preflight import memory_preflight
 from sad_components.training.report import Throughput, versions
 from sad_components.training.run_folder import RunFolder
 from sad_components.training.teachers import as_teacher
@@ -161,6 +162,10 @@ class StructuredKDRecipe:
         self.total_steps = self.order.steps_per_epoch * cfg.get("epochs", 1)
         if cfg.get("max_steps") is not None:
             self.total_steps = min(self.total_steps, cfg.max_steps)
+        if self.is_main:
+            reports = (self.data.report, heldout.report if heldout else None)
+            made = (self.loss, self.order, self.batching, reports, self.dtype, self.device)
+            self.say(*memory_preflight(cfg, *made, self.world))
         self.evaluator = heldout and HeldoutEvaluator(
             heldout.rows,
             self.tokenizer.pad_id,

@@ -23,6 +23,7 @@ from sad_components.training.memory import (
     available_bytes,
     base_bytes,
     estimate,
+    first_steps,
     gigabytes,
     largest_step,
 )
@@ -138,8 +139,7 @@ def _largest_step(cfg: DictConfig, data: DataFacts | None) -> StepShape:
         return StepShape(rows, longest, max(1, int(rows * longest * _ASSUMED_SHARE)), packing)
     order = _order(cfg, data)
     batching = Batching(data.rows.lengths, rows, max_tokens=limit, packing=packing)
-    steps = [order.step_rows(step) for step in range(order.steps_per_epoch)]
-    return largest_step(batching, steps, data.supervised)
+    return largest_step(batching, first_steps(order), data.supervised)
 
 
 def _order(cfg: DictConfig, data: DataFacts) -> StepOrder:

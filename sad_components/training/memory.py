@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchtune.modules import TransformerDecoder
 
-from sad_components.data import Batching
+from sad_components.data import Batching, StepOrder
 from sad_components.loss import Head, HiddenRows
 from sad_components.loss.fused import FusedStructuredKDLoss, tile_bytes
 from sad_components.models.hidden import head_of, num_parameters
@@ -23,6 +23,8 @@ from sad_components.training.live_bytes import LiveBytes, StepShape, step_bytes
 _CUDA_BASE = 1_000_000_000
 #: Names of the probe: small enough to be quick, large enough that a row outweighs constants.
 _PROBE_TOKENS, _PROBE_VOCAB = 64, 2048
+#: Of a large data set so many rows, in the run's random order, are looked at for the largest batch.
+_LOOKED_AT = 20_000
 
 
 @dataclass
@@ -112,6 +114,16 @@ def estimate(
     return MemoryEstimate({**fixed, **moments[moment]}, moment)
 
 
+def first_steps(order: StepOrder) -> list[list[int]]:
+    """Row indices of each step of an epoch; of a large data set's the first 20,000 rows' only.
+
+    Args:
+        order: which rows each step reads.
+    """
+    count = min(order.steps_per_epoch, max(1, _LOOKED_AT // order.global_batch))
+    return [order.step_rows(step) for step in range(count)]
+
+
 def largest_step(
     batching: Batching, steps: Sequence[Sequence[int]], supervised_share: float, world: int = 1
 ) -> StepShape:
@@ -163,8 +175,14 @@ def base_bytes(device: torch.device) -> int:
     return _CUDA_BASE if device.type == "cuda" else _process_memory("VmRSS")
 
 
-def available_bytes(device: torch.device) -> int | None:
-    """Memory that a process may use in all; None where the device is not here or does not say."""
+def available_bytes(device: torch.device, processes: int = 1) -> int | None:
+    """Memory that a process may use in all; None where the device is not here or does not say.
+
+    Args:
+        device: where its models lie; each process has a GPU of its own, but they share a CPU's
+            memory.
+        processes: on this machine.
+    """
     if device.type == "cuda":
         if not torch.cuda.is_available():
             return None
@@ -174,7 +192,8 @@ def available_bytes(device: torch.device) -> int | None:
         return None
     lines = Path("/proc/meminfo").read_text().splitlines()
     (free,) = (line.split()[1] for line in lines if line.startswith("MemAvailable"))
-    return min([int(free) * 1024, *_cgroup_room()]) + _process_memory("VmRSS")
+    room = min([int(free) * 1024, *_cgroup_room()])
+    return room // processes + _process_memory("VmRSS")
 
 
 def _cgroup_room() -> list[int]:
