@@ -62,6 +62,19 @@ class NormFirstAttention(MultiHeadAttention):
         return heads.transpose(1, 2)
 
 
+def head_width(embed_dim: int, num_heads: int) -> int:
+    """The width of each head where heads share ``embed_dim``.
+
+    Raises:
+        ValueError: they cannot share it evenly.
+    """
+    if embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim must be a multiple of num_heads; got {embed_dim} and {num_heads}"
+        )
+    return embed_dim // num_heads
+
+
 def projections(
     embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int, bias: bool = False
 ) -> dict[str, nn.Linear]:
@@ -76,26 +89,36 @@ def projections(
 
 
 def llama_like(
-    attention: Callable[[], MultiHeadAttention],
+    attention: Callable[..., MultiHeadAttention],
+    rope: nn.Module,
     *,
     vocab_size: int,
     num_layers: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
     embed_dim: int,
     intermediate_dim: int,
     max_seq_len: int,
     norm_eps: float,
+    attn_dropout: float,
     tie_word_embeddings: bool,
 ) -> TransformerDecoder:
     """Pre-norm blocks (RMSNorm) of an attention and a SwiGLU MLP without biases.
 
     Args:
-        attention: makes the attention of one block.
+        attention: makes the attention of one block, given the arguments of torchtune's.
+        rope: the rotary positions that all blocks share.
         vocab_size: number of token ids.
         num_layers: number of blocks.
+        num_heads: query heads.
+        num_kv_heads: key/value heads; divides ``num_heads``.
+        head_dim: width of a head.
         embed_dim: width of the residual stream.
         intermediate_dim: width inside the MLP.
         max_seq_len: longest sequence, in tokens.
         norm_eps: epsilon of every RMSNorm of the residual stream.
+        attn_dropout: dropout on attention weights, in [0, 1].
         tie_word_embeddings: the output head is the embedding matrix.
 
     Returns:
@@ -104,7 +127,16 @@ def llama_like(
 
     def block() -> TransformerSelfAttentionLayer:
         return TransformerSelfAttentionLayer(
-            attn=attention(),
+            attn=attention(
+                embed_dim=embed_dim,
+                num_heads=num_heads,
+                num_kv_heads=num_kv_heads,
+                head_dim=head_dim,
+                pos_embeddings=rope,
+                max_seq_len=max_seq_len,
+                attn_dropout=attn_dropout,
+                **projections(embed_dim, num_heads, num_kv_heads, head_dim),
+            ),
             mlp=FeedForward(
                 gate_proj=nn.Linear(embed_dim, intermediate_dim, bias=False),
                 down_proj=nn.Linear(intermediate_dim, embed_dim, bias=False),
@@ -116,13 +148,12 @@ def llama_like(
 
     tok_embeddings = nn.Embedding(vocab_size, embed_dim)
     output = output_head(tok_embeddings, embed_dim, tie_word_embeddings)
-    layers = nn.ModuleList(block() for _ in range(num_layers))
     model = TransformerDecoder(
         tok_embeddings=tok_embeddings,
-        layers=layers,
+        layers=nn.ModuleList(block() for _ in range(num_layers)),
         max_seq_len=max_seq_len,
-        num_heads=layers[0].attn.num_heads,
-        head_dim=layers[0].attn.head_dim,
+        num_heads=num_heads,
+        head_dim=head_dim,
         norm=RMSNorm(embed_dim, eps=norm_eps),
         output=output,
     )

@@ -16,7 +16,7 @@ from torchtune.modules import (
     TransformerSelfAttentionLayer,
 )
 
-from sad_components.models.blocks import projections
+from sad_components.models.blocks import head_width, projections
 
 
 class LearnedPositions(nn.Embedding):
@@ -148,7 +148,7 @@ def layer_norm_block(
         attn_dropout: on attention weights.
         post_norm: norms behind the residual sums instead of in front of attention and MLP.
     """
-    head_dim = embed_dim // num_heads
+    head_dim = head_width(embed_dim, num_heads)
     layer = PostNormLayer if post_norm else TransformerSelfAttentionLayer
     return layer(
         attn=MultiHeadAttention(

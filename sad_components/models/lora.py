@@ -128,6 +128,11 @@ def lora_version(builder: Builder, kind: Literal["lora", "qlora"] = "lora") -> B
     return build
 
 
+def lora_versions(builder: Builder) -> tuple[Builder, Builder]:
+    """The builders ``lora_..`` and ``qlora_..`` of a builder; see :func:`lora_version`."""
+    return lora_version(builder), lora_version(builder, "qlora")
+
+
 class DoRALinearWithBias(DoRALinear):
     """torchtune's ``DoRALinear`` with the bias left as it is.
 

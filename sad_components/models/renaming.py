@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 #: How torchtune names a block.
 TUNE_LAYERS = "layers."
+_ROTARY_BUFFER = "rotary_emb.inv_freq"
 #: The part of a Hugging Face llama's names that nearly all later families share.
 LLAMA_OUTSIDE = {
     "model.embed_tokens.weight": "tok_embeddings.weight",
@@ -47,6 +49,34 @@ class Renaming:
     ) -> None:
         self._family, self._layers = family, layers
         self._outside, self._inside = dict(outside), dict(inside)
+
+    def hf_to_tune(
+        self, state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """State dict of the torchtune decoder, from that of the Hugging Face model.
+
+        Rotary buffers that old checkpoints hold are left out, and a head that is the embedding.
+
+        Args:
+            state_dict: tensors by Hugging Face name.
+            config: content of its ``config.json``.
+
+        Raises:
+            ValueError: a tensor that the family does not have.
+        """
+        dropped = [_ROTARY_BUFFER]
+        if config.get("tie_word_embeddings", False):
+            dropped.append("lm_head.weight")
+        return self.to_tune({k: v for k, v in state_dict.items() if not k.endswith(tuple(dropped))})
+
+    def tune_to_hf(
+        self, state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """State dict of the Hugging Face model, from that of the torchtune decoder; the inverse.
+
+        Args and Raises: as for :meth:`hf_to_tune`, with torchtune's names.
+        """
+        return self.to_hf(state_dict)
 
     def to_tune(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The same tensors under torchtune's names.
@@ -91,8 +121,3 @@ class Renaming:
                     "checkpoint belongs to another family or holds adapters: merge those first"
                 )
         return renamed
-
-
-def without(state_dict: Mapping[str, torch.Tensor], *endings: str) -> dict[str, torch.Tensor]:
-    """``state_dict`` without the tensors whose name ends so: buffers, a tied head."""
-    return {k: v for k, v in state_dict.items() if not k.endswith(endings)}

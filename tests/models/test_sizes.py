@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
+import sys
 from copy import deepcopy
 
 import pytest
@@ -19,7 +21,7 @@ from torchtune.models.qwen2_5 import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sad_components.models import gpt2, opt, qwen3, smollm2
+from sad_components.models import gpt2, opt, qwen3, sizes, smollm2
 from sad_components.models.families import build_decoder, hf_config_of
 from sad_components.models.hidden import num_parameters
 
@@ -98,6 +100,23 @@ def test_adapters_of_a_size(builder):
     qlora = getattr(module, f"qlora_{builder.__name__}")
     assert inspect.signature(qlora).parameters["quantize_base"].default is True
     assert qlora.__name__ == f"qlora_{builder.__name__}"
+
+
+@pytest.mark.parametrize(("builder", "parameters"), OURS)
+def test_sizes_are_named_and_described(builder, parameters):
+    """The function is what its dotted path says, and says what it takes."""
+    assert getattr(sys.modules[builder.__module__], builder.__name__) is builder
+    assert f"{parameters:,} parameters with all" in builder.__doc__
+    arguments = inspect.signature(builder).parameters
+    assert {"num_layers", "max_seq_len", "attn_dropout"} <= set(arguments)
+    with pytest.raises(TypeError, match="embed_dim"):
+        builder(embed_dim=8)
+
+
+def test_examples_in_docstrings():
+    result = doctest.testmod(sizes)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def test_rotary_settings_of_the_sizes():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torchtune.modules import TransformerDecoder
 
-from sad_components.models.blocks import output_head
+from sad_components.models.blocks import head_width, output_head
 from sad_components.models.initialization import init_weights
 from sad_components.models.learned_positions import (
     LearnedPositions,
@@ -50,10 +50,7 @@ def gpt2(
     Raises:
         ValueError: heads that do not divide as said above.
     """
-    if embed_dim % num_heads:
-        raise ValueError(
-            f"embed_dim must be a multiple of num_heads; got {embed_dim} and {num_heads}"
-        )
+    head_dim = head_width(embed_dim, num_heads)
     tok_embeddings = nn.Embedding(vocab_size, embed_dim)
     model = LearnedPositionsDecoder(
         positions=LearnedPositions(max_seq_len, embed_dim),
@@ -74,7 +71,7 @@ def gpt2(
         ),
         max_seq_len=max_seq_len,
         num_heads=num_heads,
-        head_dim=embed_dim // num_heads,
+        head_dim=head_dim,
         norm=nn.LayerNorm(embed_dim, eps=norm_eps),
         output=output_head(tok_embeddings, embed_dim, tie_word_embeddings),
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torchtune.models.llama3_1 import Llama3ScaledRoPE
 from torchtune.modules import MultiHeadAttention, RotaryPositionalEmbeddings, TransformerDecoder
 
-from sad_components.models.blocks import llama_like, projections
+from sad_components.models.blocks import head_width, llama_like
 from sad_components.models.lora import lora_version
 
 
@@ -34,7 +34,7 @@ def llama(
     Args:
         vocab_size: number of token ids.
         num_layers: number of blocks.
-        num_heads: query heads; divides ``embed_dim``.
+        num_heads: query heads; divides ``embed_dim`` where no ``head_dim`` is given.
         num_kv_heads: key/value heads; divides ``num_heads``.
         embed_dim: width of the residual stream.
         intermediate_dim: width inside the MLP.
@@ -53,33 +53,20 @@ def llama(
     Raises:
         ValueError: heads that do not divide as said above.
     """
-    if embed_dim % num_heads:
-        raise ValueError(
-            f"embed_dim must be a multiple of num_heads; got {embed_dim} and {num_heads}"
-        )
-    width = head_dim or embed_dim // num_heads
-    rope = _rope(width, max_seq_len, rope_base, rope_scaling)
-
-    def attention() -> MultiHeadAttention:
-        return MultiHeadAttention(
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=width,
-            pos_embeddings=rope,
-            max_seq_len=max_seq_len,
-            attn_dropout=attn_dropout,
-            **projections(embed_dim, num_heads, num_kv_heads, width),
-        )
-
+    width = head_dim or head_width(embed_dim, num_heads)
     return llama_like(
-        attention,
+        MultiHeadAttention,
+        _rope(width, max_seq_len, rope_base, rope_scaling),
         vocab_size=vocab_size,
         num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=width,
         embed_dim=embed_dim,
         intermediate_dim=intermediate_dim,
         max_seq_len=max_seq_len,
         norm_eps=norm_eps,
+        attn_dropout=attn_dropout,
         tie_word_embeddings=tie_word_embeddings,
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sad_components.models.renaming import LLAMA_INSIDE, LLAMA_OUTSIDE, Renaming, without
+from sad_components.models.renaming import LLAMA_INSIDE, LLAMA_OUTSIDE, Renaming
 
 _NAMES = Renaming("llama (without biases)", LLAMA_OUTSIDE, LLAMA_INSIDE)
 
@@ -31,11 +31,7 @@ def llama_hf_to_tune(
     Raises:
         ValueError: a tensor that this architecture does not have.
     """
-    dropped = ["rotary_emb.inv_freq"]
-    if config.get("tie_word_embeddings", False):
-        dropped.append("lm_head.weight")  # the head is the embedding
-    renamed = _NAMES.to_tune(without(state_dict, *dropped))
-    return _reordered(renamed, config, _to_interleaved)
+    return _reordered(_NAMES.hf_to_tune(state_dict, config), config, _to_interleaved)
 
 
 def llama_tune_to_hf(
@@ -50,7 +46,7 @@ def llama_tune_to_hf(
     Raises:
         ValueError: a tensor that this architecture does not have.
     """
-    return _NAMES.to_hf(_reordered(state_dict, config, _to_halves))
+    return _NAMES.tune_to_hf(_reordered(state_dict, config, _to_halves), config)
 
 
 def _reordered(

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from torch import nn
 from torchtune.modules import TransformerDecoder
 
-from sad_components.models.blocks import output_head
+from sad_components.models.blocks import head_width, output_head
 from sad_components.models.initialization import init_weights
 from sad_components.models.learned_positions import (
     LearnedPositions,
@@ -59,10 +59,7 @@ def opt(
     Raises:
         ValueError: heads that do not divide as said above.
     """
-    if embed_dim % num_heads:
-        raise ValueError(
-            f"embed_dim must be a multiple of num_heads; got {embed_dim} and {num_heads}"
-        )
+    head_dim = head_width(embed_dim, num_heads)
     word_dim = word_embed_dim or embed_dim
     projected = word_dim != embed_dim
     tok_embeddings = nn.Embedding(vocab_size, word_dim)
@@ -85,7 +82,7 @@ def opt(
         ),
         max_seq_len=max_seq_len,
         num_heads=num_heads,
-        head_dim=embed_dim // num_heads,
+        head_dim=head_dim,
         norm=_end(embed_dim, word_dim, normed=not post_norm),
         output=output_head(tok_embeddings, word_dim, tie_word_embeddings),
     )

@@ -5,151 +5,74 @@
 
 from __future__ import annotations
 
-from torchtune.modules import TransformerDecoder
+from functools import partial
 
-from sad_components.models.lora import lora_version
+from sad_components.models.lora import lora_versions
 from sad_components.models.opt._component_builders import opt
+from sad_components.models.sizes import published_size
 
-_VOCAB_SIZE = 50_272
+_size = partial(published_size, opt, vocab_size=50_272)
 
+opt_125m = _size(
+    "opt_125m",
+    "OPT 125M",
+    125_239_296,
+    num_layers=12,
+    num_heads=12,
+    embed_dim=768,
+    intermediate_dim=3072,
+)
+opt_350m = _size(
+    "opt_350m",
+    "OPT 350M",
+    331_196_416,
+    num_layers=24,
+    num_heads=16,
+    embed_dim=1024,
+    intermediate_dim=4096,
+    word_embed_dim=512,
+    post_norm=True,
+)
+opt_1_3b = _size(
+    "opt_1_3b",
+    "OPT 1.3B",
+    1_315_758_080,
+    num_layers=24,
+    num_heads=32,
+    embed_dim=2048,
+    intermediate_dim=8192,
+)
+opt_2_7b = _size(
+    "opt_2_7b",
+    "OPT 2.7B",
+    2_651_596_800,
+    num_layers=32,
+    num_heads=32,
+    embed_dim=2560,
+    intermediate_dim=10_240,
+)
+opt_6_7b = _size(
+    "opt_6_7b",
+    "OPT 6.7B",
+    6_658_473_984,
+    num_layers=32,
+    num_heads=32,
+    embed_dim=4096,
+    intermediate_dim=16_384,
+)
+opt_13b = _size(
+    "opt_13b",
+    "OPT 13B",
+    12_853_473_280,
+    num_layers=40,
+    num_heads=40,
+    embed_dim=5120,
+    intermediate_dim=20_480,
+)
 
-def opt_125m(
-    num_layers: int = 12,
-    max_seq_len: int = 2048,
-    dropout: float = 0.0,
-    attn_dropout: float = 0.0,
-) -> TransformerDecoder:
-    """OPT 125M, random weights: 125,239,296 parameters with all 12 layers.
-
-    Args and Returns: see :func:`sad_components.models.opt.opt`.
-    """
-    return opt(
-        vocab_size=_VOCAB_SIZE,
-        num_layers=num_layers,
-        num_heads=12,
-        embed_dim=768,
-        intermediate_dim=3072,
-        max_seq_len=max_seq_len,
-        dropout=dropout,
-        attn_dropout=attn_dropout,
-    )
-
-
-def opt_350m(
-    num_layers: int = 24,
-    max_seq_len: int = 2048,
-    dropout: float = 0.0,
-    attn_dropout: float = 0.0,
-) -> TransformerDecoder:
-    """OPT 350M, random weights: 331,196,416 parameters with all 24 layers.
-
-    Args and Returns: see :func:`sad_components.models.opt.opt`.
-    """
-    return opt(
-        vocab_size=_VOCAB_SIZE,
-        num_layers=num_layers,
-        num_heads=16,
-        embed_dim=1024,
-        intermediate_dim=4096,
-        max_seq_len=max_seq_len,
-        word_embed_dim=512,
-        post_norm=True,
-        dropout=dropout,
-        attn_dropout=attn_dropout,
-    )
-
-
-def opt_1_3b(
-    num_layers: int = 24,
-    max_seq_len: int = 2048,
-    dropout: float = 0.0,
-    attn_dropout: float = 0.0,
-) -> TransformerDecoder:
-    """OPT 1.3B, random weights: 1,315,758,080 parameters with all 24 layers.
-
-    Args and Returns: see :func:`sad_components.models.opt.opt`.
-    """
-    return opt(
-        vocab_size=_VOCAB_SIZE,
-        num_layers=num_layers,
-        num_heads=32,
-        embed_dim=2048,
-        intermediate_dim=8192,
-        max_seq_len=max_seq_len,
-        dropout=dropout,
-        attn_dropout=attn_dropout,
-    )
-
-
-def opt_2_7b(
-    num_layers: int = 32,
-    max_seq_len: int = 2048,
-    dropout: float = 0.0,
-    attn_dropout: float = 0.0,
-) -> TransformerDecoder:
-    """OPT 2.7B, random weights: 2,651,596,800 parameters with all 32 layers.
-
-    Args and Returns: see :func:`sad_components.models.opt.opt`.
-    """
-    return opt(
-        vocab_size=_VOCAB_SIZE,
-        num_layers=num_layers,
-        num_heads=32,
-        embed_dim=2560,
-        intermediate_dim=10_240,
-        max_seq_len=max_seq_len,
-        dropout=dropout,
-        attn_dropout=attn_dropout,
-    )
-
-
-def opt_6_7b(
-    num_layers: int = 32,
-    max_seq_len: int = 2048,
-    dropout: float = 0.0,
-    attn_dropout: float = 0.0,
-) -> TransformerDecoder:
-    """OPT 6.7B, random weights: 6,658,473,984 parameters with all 32 layers.
-
-    Args and Returns: see :func:`sad_components.models.opt.opt`.
-    """
-    return opt(
-        vocab_size=_VOCAB_SIZE,
-        num_layers=num_layers,
-        num_heads=32,
-        embed_dim=4096,
-        intermediate_dim=16_384,
-        max_seq_len=max_seq_len,
-        dropout=dropout,
-        attn_dropout=attn_dropout,
-    )
-
-
-def opt_13b(
-    num_layers: int = 40,
-    max_seq_len: int = 2048,
-    dropout: float = 0.0,
-    attn_dropout: float = 0.0,
-) -> TransformerDecoder:
-    """OPT 13B, random weights: 12,853,473,280 parameters with all 40 layers.
-
-    Args and Returns: see :func:`sad_components.models.opt.opt`.
-    """
-    return opt(
-        vocab_size=_VOCAB_SIZE,
-        num_layers=num_layers,
-        num_heads=40,
-        embed_dim=5120,
-        intermediate_dim=20_480,
-        max_seq_len=max_seq_len,
-        dropout=dropout,
-        attn_dropout=attn_dropout,
-    )
-
-
-lora_opt_125m, qlora_opt_125m = lora_version(opt_125m), lora_version(opt_125m, "qlora")
-lora_opt_350m, qlora_opt_350m = lora_version(opt_350m), lora_version(opt_350m, "qlora")
-lora_opt_1_3b, qlora_opt_1_3b = lora_version(opt_1_3b), lora_version(opt_1_3b, "qlora")
-lora_opt_2_7b, qlora_opt_2_7b = lora_version(opt_2_7b), lora_version(opt_2_7b, "qlora")
-lora_opt_6_7b, qlora_opt_6_7b = lora_version(opt_6_7b), lora_version(opt_6_7b, "qlora")
-lora_opt_13b, qlora_opt_13b = lora_version(opt_13b), lora_version(opt_13b, "qlora")
+lora_opt_125m, qlora_opt_125m = lora_versions(opt_125m)
+lora_opt_350m, qlora_opt_350m = lora_versions(opt_350m)
+lora_opt_1_3b, qlora_opt_1_3b = lora_versions(opt_1_3b)
+lora_opt_2_7b, qlora_opt_2_7b = lora_versions(opt_2_7b)
+lora_opt_6_7b, qlora_opt_6_7b = lora_versions(opt_6_7b)
+lora_opt_13b, qlora_opt_13b = lora_versions(opt_13b)

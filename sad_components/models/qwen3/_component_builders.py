@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from torchtune.models.qwen2._positional_embeddings import Qwen2RotaryPositionalEmbeddings
-from torchtune.modules import MultiHeadAttention, RMSNorm, TransformerDecoder
+from typing import Any
 
-from sad_components.models.blocks import NormFirstAttention, llama_like, projections
+from torchtune.models.qwen2._positional_embeddings import Qwen2RotaryPositionalEmbeddings
+from torchtune.modules import RMSNorm, TransformerDecoder
+
+from sad_components.models.blocks import NormFirstAttention, llama_like
 from sad_components.models.lora import lora_version
 
 
@@ -50,28 +52,23 @@ def qwen3(
     """
     rope = Qwen2RotaryPositionalEmbeddings(dim=head_dim, max_seq_len=max_seq_len, base=rope_base)
 
-    def attention() -> MultiHeadAttention:
-        return NormFirstAttention(
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            pos_embeddings=rope,
-            q_norm=RMSNorm(head_dim, eps=norm_eps),
-            k_norm=RMSNorm(head_dim, eps=norm_eps),
-            max_seq_len=max_seq_len,
-            attn_dropout=attn_dropout,
-            **projections(embed_dim, num_heads, num_kv_heads, head_dim),
-        )
+    def attention(**shared: Any) -> NormFirstAttention:
+        norms = {name: RMSNorm(head_dim, eps=norm_eps) for name in ("q_norm", "k_norm")}
+        return NormFirstAttention(**norms, **shared)
 
     return llama_like(
         attention,
+        rope,
         vocab_size=vocab_size,
         num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
         embed_dim=embed_dim,
         intermediate_dim=intermediate_dim,
         max_seq_len=max_seq_len,
         norm_eps=norm_eps,
+        attn_dropout=attn_dropout,
         tie_word_embeddings=tie_word_embeddings,
     )
 

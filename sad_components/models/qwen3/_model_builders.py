@@ -5,90 +5,53 @@
 
 from __future__ import annotations
 
-from torchtune.modules import TransformerDecoder
+from functools import partial
 
-from sad_components.models.lora import lora_version
+from sad_components.models.lora import lora_versions
 from sad_components.models.qwen3._component_builders import qwen3
+from sad_components.models.sizes import published_size
 
+_size = partial(published_size, qwen3, vocab_size=151_936, num_kv_heads=8)
 
-def qwen3_0_6b(
-    num_layers: int = 28, max_seq_len: int = 40_960, attn_dropout: float = 0.0
-) -> TransformerDecoder:
-    """Qwen3-0.6B, random weights: 596,049,920 parameters with all 28 layers.
+qwen3_0_6b = _size(
+    "qwen3_0_6b",
+    "Qwen3-0.6B",
+    596_049_920,
+    num_layers=28,
+    num_heads=16,
+    embed_dim=1024,
+    intermediate_dim=3072,
+)
+qwen3_1_7b = _size(
+    "qwen3_1_7b",
+    "Qwen3-1.7B",
+    1_720_574_976,
+    num_layers=28,
+    num_heads=16,
+    embed_dim=2048,
+    intermediate_dim=6144,
+)
+qwen3_4b = _size(
+    "qwen3_4b",
+    "Qwen3-4B",
+    4_022_468_096,
+    num_layers=36,
+    num_heads=32,
+    embed_dim=2560,
+    intermediate_dim=9728,
+)
+qwen3_8b = _size(
+    "qwen3_8b",
+    "Qwen3-8B (an output of its own)",
+    8_190_735_360,
+    num_layers=36,
+    num_heads=32,
+    embed_dim=4096,
+    intermediate_dim=12_288,
+    tie_word_embeddings=False,
+)
 
-    Args and Returns: see :func:`sad_components.models.qwen3.qwen3`.
-    """
-    return qwen3(
-        vocab_size=151_936,
-        num_layers=num_layers,
-        num_heads=16,
-        num_kv_heads=8,
-        embed_dim=1024,
-        intermediate_dim=3072,
-        max_seq_len=max_seq_len,
-        attn_dropout=attn_dropout,
-    )
-
-
-def qwen3_1_7b(
-    num_layers: int = 28, max_seq_len: int = 40_960, attn_dropout: float = 0.0
-) -> TransformerDecoder:
-    """Qwen3-1.7B, random weights: 1,720,574,976 parameters with all 28 layers.
-
-    Args and Returns: see :func:`sad_components.models.qwen3.qwen3`.
-    """
-    return qwen3(
-        vocab_size=151_936,
-        num_layers=num_layers,
-        num_heads=16,
-        num_kv_heads=8,
-        embed_dim=2048,
-        intermediate_dim=6144,
-        max_seq_len=max_seq_len,
-        attn_dropout=attn_dropout,
-    )
-
-
-def qwen3_4b(
-    num_layers: int = 36, max_seq_len: int = 40_960, attn_dropout: float = 0.0
-) -> TransformerDecoder:
-    """Qwen3-4B, random weights: 4,022,468,096 parameters with all 36 layers.
-
-    Args and Returns: see :func:`sad_components.models.qwen3.qwen3`.
-    """
-    return qwen3(
-        vocab_size=151_936,
-        num_layers=num_layers,
-        num_heads=32,
-        num_kv_heads=8,
-        embed_dim=2560,
-        intermediate_dim=9728,
-        max_seq_len=max_seq_len,
-        attn_dropout=attn_dropout,
-    )
-
-
-def qwen3_8b(
-    num_layers: int = 36, max_seq_len: int = 40_960, attn_dropout: float = 0.0
-) -> TransformerDecoder:
-    """Qwen3-8B, random weights: 8,190,735,360 parameters with all 36 layers; an output of its own.
-
-    Args and Returns: see :func:`sad_components.models.qwen3.qwen3`.
-    """
-    return qwen3(
-        vocab_size=151_936,
-        num_layers=num_layers,
-        num_heads=32,
-        num_kv_heads=8,
-        embed_dim=4096,
-        intermediate_dim=12_288,
-        max_seq_len=max_seq_len,
-        attn_dropout=attn_dropout,
-        tie_word_embeddings=False,
-    )
-
-
-lora_qwen3_0_6b, qlora_qwen3_0_6b = lora_version(qwen3_0_6b), lora_version(qwen3_0_6b, "qlora")
-lora_qwen3_1_7b, qlora_qwen3_1_7b = lora_version(qwen3_1_7b), lora_version(qwen3_1_7b, "qlora")
-lora_qwen3_4b, qlora_qwen3_4b = lora_version(qwen3_4b), lora_version(qwen3_4b, "qlora")
-lora_qwen3_8b, qlora_qwen3_8b = lora_version(qwen3_8b), lora_version(qwen3_8b, "qlora")
+lora_qwen3_0_6b, qlora_qwen3_0_6b = lora_versions(qwen3_0_6b)
+lora_qwen3_1_7b, qlora_qwen3_1_7b = lora_versions(qwen3_1_7b)
+lora_qwen3_4b, qlora_qwen3_4b = lora_versions(qwen3_4b)
+lora_qwen3_8b, qlora_qwen3_8b = lora_versions(qwen3_8b)
