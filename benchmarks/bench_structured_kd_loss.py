@@ -14,9 +14,7 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from turns import Worker, hardware, serve
 
-ROOT = Path(__file__).resolve().parents[1]
 OURS = ("bound", "ours", "eager", "torchtune")
 PEERS = ("liger", "trl", "trl_gathered")
 MIB = 2**20
@@ -187,22 +185,21 @@ METHODS: dict[str, Callable[[Inputs], float]] = {
 PACKAGES = ("torch", "torchtune", "liger-kernel", "trl")
 
 
-def serve(method: str, case: Case) -> None:
-    """A worker: measures memory first, then one timed run for every line that it reads."""
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no reply
+def start(method: str, case: Case) -> Callable[[str], dict[str, Any]]:
+    """What a worker does with ``memory`` and with ``time``: one run, measured."""
     run, inputs = METHODS[method], Inputs(case)
     run(inputs)  # compiles, starts threads
-    extra = _extra_bytes(run, inputs)
-    reply = {"extra_mb": extra / MIB, "versions": _versions()}
-    print(json.dumps(reply), file=replies)
-    for _ in sys.stdin:
+
+    def answer(question: str) -> dict[str, Any]:
+        if question == "memory":
+            return {"extra_mb": _extra_bytes(run, inputs) / MIB, "versions": _versions()}
         _drop_gradients(inputs)
-        start, cpu = time.perf_counter(), time.process_time()
+        begun, cpu = time.perf_counter(), time.process_time()
         loss = run(inputs)
-        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-        reply = {"seconds": seconds, "cpu": cpu, "loss": loss}
-        print(json.dumps(reply), file=replies)
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+        return {"seconds": seconds, "cpu": cpu, "loss": loss}
+
+    return answer
 
 
 def _extra_bytes(run: Callable[[Inputs], float], inputs: Inputs) -> int:
@@ -236,101 +233,70 @@ def _versions() -> dict[str, str]:
     return installed
 
 
-class Worker:
-    """The process of one method."""
+class Method:
+    """What is measured of one method, in a process of its own: memory first, then times."""
 
-    def __init__(self, method: str, case: str, python: str) -> None:
-        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-        self._process = subprocess.Popen(
-            [python, __file__, "--worker", method, "--case", case],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        )
-        self.method, self.loss = method, float("nan")
+    def __init__(self, name: str, case: str, python: str) -> None:
+        command = [__file__, "--worker", name, "--case", case]
+        self.name, self.worker, self.loss = name, Worker(name, command, python), float("nan")
         self.seconds: list[float] = []
         self.cpu: list[float] = []
-        first = self._reply()
+
+    def prepare(self) -> None:
+        """Waits until the process is ready and has measured its memory."""
+        first = self.worker.ask("memory")
         self.extra_mb, self.versions = first["extra_mb"], first["versions"]
 
     def run(self) -> None:
-        assert self._process.stdin is not None
-        print("run", file=self._process.stdin, flush=True)
-        reply = self._reply()
+        """One timed run."""
+        reply = self.worker.ask("time")
         self.seconds.append(reply["seconds"])
         self.cpu.append(reply["cpu"])
         self.loss = reply["loss"]
 
-    def close(self) -> None:
-        """Ends the process, also in the middle of a run."""
-        self._process.kill()
-        self._process.wait()
-
-    def _reply(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the process of method {self.method!r} ended; see its error above")
-        return json.loads(line)
-
 
 def measure(case: str, methods: dict[str, str], rounds: int) -> list[dict[str, Any]]:
     """One row per method: medians over rounds in which every method ran once, one after another."""
-    workers: list[Worker] = []
+    measured: list[Method] = []
     try:
-        for method, python in methods.items():
-            workers.append(Worker(method, case, python))
+        for name, python in methods.items():
+            measured.append(Method(name, case, python))
+            measured[-1].prepare()
         load = os.getloadavg()[0]
         for _ in range(rounds):
-            for worker in workers:
-                worker.run()
+            for method in measured:
+                method.run()
     finally:
-        for worker in workers:
-            worker.close()
-    bound = next(worker for worker in workers if worker.method == "bound")
-    own = next(worker for worker in workers if worker.method == "ours")
-    shared = {"rounds": rounds, "load_average": round(load, 2), "hardware": _hardware()}
-    return [_row(case, worker, bound, own) | shared for worker in workers]
+        for method in measured:
+            method.worker.close()
+    bound, own = (next(m for m in measured if m.name == name) for name in ("bound", "ours"))
+    shared = {"rounds": rounds, "load_average": round(load, 2), "hardware": hardware()}
+    return [_row(case, method, bound, own) | shared for method in measured]
 
 
-def _row(case: str, worker: Worker, bound: Worker, own: Worker) -> dict[str, Any]:
-    seconds = worker.seconds
+def _row(case: str, method: Method, bound: Method, own: Method) -> dict[str, Any]:
+    seconds = method.seconds
     return {
         "case": case,
-        "method": worker.method,
+        "method": method.name,
         "seconds": round(statistics.median(seconds), 4),
-        "extra_mb": round(worker.extra_mb, 1),
-        "loss": None if worker.loss != worker.loss else worker.loss,
+        "extra_mb": round(method.extra_mb, 1),
+        "loss": None if method.loss != method.loss else method.loss,
         "seconds_min": round(min(seconds), 4),
         "seconds_max": round(max(seconds), 4),
         "times_bound": round(_paired(seconds, bound.seconds), 3),
         "times_ours": round(_paired(seconds, own.seconds), 3),
-        "cpu_seconds": round(statistics.median(worker.cpu), 4),
-        "cpu_times_bound": round(_paired(worker.cpu, bound.cpu), 3),
-        "cpu_times_ours": round(_paired(worker.cpu, own.cpu), 3),
+        "cpu_seconds": round(statistics.median(method.cpu), 4),
+        "cpu_times_bound": round(_paired(method.cpu, bound.cpu), 3),
+        "cpu_times_ours": round(_paired(method.cpu, own.cpu), 3),
         "config": asdict(_case(case)) | {"dtype": "float32"},
-        "versions": worker.versions,
+        "versions": method.versions,
     }
 
 
 def _paired(seconds: list[float], other: list[float]) -> float:
     """Median of the ratios of runs of one round."""
     return statistics.median(a / b for a, b in zip(seconds, other, strict=True))
-
-
-def _hardware() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 def _case(name: str) -> Case:
@@ -363,7 +329,7 @@ def main() -> None:
     parser.add_argument("--worker", choices=METHODS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        serve(args.worker, _case(args.case))
+        serve(lambda: start(args.worker, _case(args.case)))
         return
     methods = dict.fromkeys(OURS, sys.executable)
     if args.peers_python:

@@ -17,17 +17,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Worker:
-    """The process of one method: this interpreter on a script that calls :func:`serve`.
+    """The process of one method: an interpreter on a script that calls :func:`serve`.
 
     Args:
         name: of the method.
         command: the script and its arguments.
+        python: the interpreter; this one by default.
     """
 
-    def __init__(self, name: str, command: list[str]) -> None:
+    def __init__(self, name: str, command: list[str], python: str = sys.executable) -> None:
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
-            [sys.executable, *command],
+            [python, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
