@@ -103,7 +103,7 @@ def _register(registry: Any) -> None:
 def _installed_recipes(registry: Any, overrides: Path | None) -> Iterator[Any]:
     """One ``Recipe`` per file in the recipes folder, with the configs whose header names it."""
     configs = _configs_by_recipe(registry, overrides)
-    for installed in sorted(_folder("recipes").glob("[!_]*.py")):
+    for installed in sorted(project_folder("recipes").glob("[!_]*.py")):
         path = f"recipes/{installed.name}"
         file = _first_file(overrides, [path, installed.name], installed)
         yield registry.Recipe(
@@ -116,10 +116,10 @@ def _installed_recipes(registry: Any, overrides: Path | None) -> Iterator[Any]:
 
 def _configs_by_recipe(registry: Any, overrides: Path | None) -> dict[str, list[Any]]:
     """Recipe name -> its ``Config`` entries; a YAML without the header belongs to no recipe."""
-    folder = _folder("configs")
+    folder = project_folder("configs")
     configs: dict[str, list[Any]] = {}
     for installed in sorted(folder.rglob("*.yaml")):
-        recipe = _recipe_of(installed)
+        recipe = recipe_of(installed)
         if recipe is not None:
             relative = installed.relative_to(folder).as_posix()
             path = f"configs/{relative}"
@@ -129,7 +129,7 @@ def _configs_by_recipe(registry: Any, overrides: Path | None) -> dict[str, list[
     return configs
 
 
-def _folder(kind: str) -> Path:
+def project_folder(kind: str) -> Path:
     """``recipes`` or ``configs``: inside the package in a wheel, beside it in a checkout."""
     packaged = _PACKAGE / f"_{kind}"
     if packaged.is_dir():
@@ -147,7 +147,7 @@ def _first_file(folder: Path | None, candidates: list[str], installed: Path) -> 
     return next((copy for copy in copies if copy.is_file()), installed)
 
 
-def _recipe_of(config: Path) -> str | None:
+def recipe_of(config: Path) -> str | None:
     """The recipe named by a line ``# recipe: <name>`` in the comments that open the file."""
     with config.open(encoding="utf-8") as lines:
         for line in lines:

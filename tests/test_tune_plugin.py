@@ -250,7 +250,7 @@ class TestInstall:
         (project / "recipes").mkdir()
         monkeypatch.setattr(_tune_plugin, "_PACKAGE", project / "sad_components")
         with pytest.raises(FileNotFoundError):
-            _tune_plugin._folder("recipes")
+            _tune_plugin.project_folder("recipes")
 
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -261,7 +261,7 @@ def test_every_config_names_a_recipe_and_validates(config):
     from omegaconf import OmegaConf
     from torchtune.config import validate
 
-    recipe = _tune_plugin._recipe_of(config)
+    recipe = _tune_plugin.recipe_of(config)
     assert recipe is not None, "the opening comments lack a line '# recipe: <name>'"
     assert (ROOT / "recipes" / f"{recipe}.py").is_file()
     validate(OmegaConf.load(config))

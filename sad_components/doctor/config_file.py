@@ -49,7 +49,7 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> ConfigFile:
     Raises:
         ValueError: no such config, no YAML mapping, or an override without ``=``.
     """
-    installed = _tune_plugin._folder("configs") / f"{name.removesuffix('.yaml')}.yaml"
+    installed = _tune_plugin.project_folder("configs") / f"{name.removesuffix('.yaml')}.yaml"
     path = next((p for p in (Path(name), installed) if p.is_file()), None)
     if path is None:
         raise ConfigError(f"no config {name!r}: give a path, or a name that `tune ls` shows")
@@ -59,7 +59,7 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> ConfigFile:
     cfg = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
     header = _header(path.read_text(encoding="utf-8"))
     commands = [line.strip() for line in header if line.startswith("   ")]
-    recipe = _tune_plugin._recipe_of(path) or "structured_kd"
+    recipe = _tune_plugin.recipe_of(path) or "structured_kd"
     return ConfigFile(path, cfg, recipe, commands)
 
 
@@ -69,7 +69,7 @@ def recipe_module(name: str) -> ModuleType:
     Raises:
         ConfigError: no recipe has this name.
     """
-    file = _tune_plugin._folder("recipes") / f"{name}.py"
+    file = _tune_plugin.project_folder("recipes") / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"sad_doctor_{name}", file)
     if spec is None or spec.loader is None or not file.is_file():
         raise ConfigError(f"the header names the recipe {name!r}, which does not exist")

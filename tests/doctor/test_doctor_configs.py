@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def test_pairs_on_the_meta_device(path, tmp_path, monkeypatch):
         assert found[name].figures["parameters"] > 1e8
         assert "is not there: run `" in found[name].lines[-1]
     assert found["memory"].figures["total"] > 2 * found["teacher"].figures["parameters"]
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_headers_of_pairs_say_what_a_user_must_know(path):
+    header = path.read_text().partition("\noutput_dir:")[0]
+    for said in (r"weights: .*(Licen[cs]e|Apache-2\.0)", r"Hardware: ", r"Memory: about \d+ GB"):
+        assert re.search(said, header), said
+    name = f"{path.parent.name}/{path.stem}"
+    assert f"#   tune run recipes/structured_kd.py --config {name}\n" in header
 
 
 @pytest.fixture(scope="module")
