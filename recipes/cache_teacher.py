@@ -27,6 +27,7 @@ from sad_components.spans import SpanKind
 from sad_components.training import distributed
 from sad_components.training.config import build, call, check_keys, is_null
 from sad_components.training.errors import explained
+from sad_components.training.meta_models import folder_of
 from sad_components.training.precision import resolve_device, resolve_dtype
 from sad_components.training.report import versions
 from sad_components.training.teacher_cache import (
@@ -46,7 +47,7 @@ from sad_components.training.teacher_cache.fingerprint import (
 )
 from sad_components.training.teacher_cache.server import ServerSource, ServerTeacher
 from sad_components.training.teachers import LiveTeacher
-from sad_components.training.vocabulary import shared_vocab_size
+from sad_components.training.vocabulary import check_tokenizers, shared_vocab_size
 
 KEYS = (
     *("tokenizer", "transform", "dataset", "heldout", "teacher", "student", "cache"),
@@ -73,6 +74,7 @@ class CacheTeacherRecipe:
     def setup(self, cfg: DictConfig) -> None:
         """Data, teacher and the folder, which must be new or hold this very cache."""
         self.tokenizer = build(cfg.tokenizer, "tokenizer")
+        check_tokenizers(self.tokenizer, [folder_of(cfg.get(n)) for n in ("student", "teacher")])
         self.transform = call(SpanTokenizer, cfg.get("transform"), "transform", self.tokenizer)
         self.datasets = {}
         real = self.transform.with_real_spans()  # as structured_kd reads its held-out rows

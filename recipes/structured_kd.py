@@ -45,12 +45,13 @@ from sad_components.training.config import (
     is_null,
 )
 from sad_components.training.errors import explained
+from sad_components.training.meta_models import folder_of
 from sad_components.training.precision import resolve_device, resolve_dtype
 from sad_components.training.preflight import memory_preflight
 from sad_components.training.report import Throughput, versions
 from sad_components.training.run_folder import RunFolder
 from sad_components.training.teachers import as_teacher
-from sad_components.training.vocabulary import shared_vocab_size
+from sad_components.training.vocabulary import check_tokenizers, shared_vocab_size
 
 KEYS = (
     # what
@@ -126,6 +127,7 @@ class StructuredKDRecipe:
         if cfg.get("curriculum") is not None:
             self.curriculum = call(Curriculum, cfg.curriculum, "curriculum")
         self.tokenizer = build(cfg.tokenizer, "tokenizer")
+        check_tokenizers(self.tokenizer, [folder_of(cfg.get(n)) for n in ("student", "teacher")])
         self.transform = call(SpanTokenizer, cfg.get("transform"), "transform", self.tokenizer)
         self._setup_data(cfg)
         self._setup_models(cfg)

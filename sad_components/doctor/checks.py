@@ -20,7 +20,7 @@ from sad_components.models.hidden import num_parameters, vocab_size_of
 from sad_components.training.config import build, call, check_keys, is_null
 from sad_components.training.meta_models import folder_of, on_meta
 from sad_components.training.precision import resolve_device, resolve_dtype
-from sad_components.training.vocabulary import shared_vocab_size
+from sad_components.training.vocabulary import check_tokenizers, shared_vocab_size
 
 _MODELS = ("student", "teacher", "model")
 
@@ -141,7 +141,8 @@ class Doctor:
         if style == "chat" and not has_template:
             lines.append("no chat template: turns are written as ChatML (transform.style: plain)")
             return Check("tokenizer", "warn", lines)
-        return Check("tokenizer", "ok", lines)
+        others = self._other_templates() if style == "chat" else []
+        return Check("tokenizer", "warn" if others else "ok", [*lines, *others])
 
     def _vocabulary(self) -> Check:
         student, teacher = self.models["student"], self.models.get("teacher")
@@ -151,24 +152,22 @@ class Doctor:
         lines = [f"{shared:,} ids shared"]
         if len(set(sizes)) > 1:
             lines.append(f"embeddings are padded differently ({sizes[0]:,}, {sizes[1]:,})")
-        other = self._other_tokenizer()
-        if other:
-            return Check("vocabulary", "fail", [other])
+        if self.tokenizer is not None:
+            check_tokenizers(self.tokenizer, self._model_folders())
         return Check("vocabulary", "ok", lines, {"shared": shared})
 
-    def _other_tokenizer(self) -> str | None:
-        """Says so if the folders of student and teacher hold tokenizers that encode otherwise."""
-        folders = [folder_of(self.cfg.get(name)) for name in ("student", "teacher")]
-        if any(f is None or not (f / "tokenizer.json").is_file() for f in folders):
-            return None
-        text = "Thought: héllo\nAction: go 12"
-        encoded = [HFTokenizer(str(folder)).encode_text(text)[0] for folder in folders]
-        if encoded[0] == encoded[1]:
-            return None
-        return (
-            f"{folders[0]} and {folders[1]} hold tokenizers that give one text different ids: a KL "
-            "needs one shared vocabulary. Take a student of the teacher's family"
-        )
+    def _model_folders(self) -> list[Path | None]:
+        return [folder_of(self.cfg.get(name)) for name in ("student", "teacher")]
+
+    def _other_templates(self) -> list[str]:
+        """Models that know turns written in another way."""
+        return [
+            f"{folder} has another chat template: its model sees turns as it never saw them"
+            for folder in dict.fromkeys(self._model_folders())
+            if folder is not None
+            and (folder / "tokenizer.json").is_file()
+            and HFTokenizer(str(folder)).chat_template not in (None, self.tokenizer.chat_template)
+        ]
 
     def _data(self) -> Check:
         if self.tokenizer is None:

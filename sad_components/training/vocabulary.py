@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
+from sad_components.data.tokenizers import HFTokenizer, OffsetTokenizer
+
+#: Cut and numbered differently by any two tokenizers that were trained apart.
+_PROBE = "Thought: héllo, the drawer 12 is closed.\nAction: open drawer 12\n"
+
 
 def shared_vocab_size(student: int, teacher: int | None, tokenizer: int) -> int:
     """How many token ids both models give a probability to.
@@ -27,3 +35,26 @@ def shared_vocab_size(student: int, teacher: int | None, tokenizer: int) -> int:
                 "(sad_components.models.cut_student)"
             )
     return student if teacher is None else min(student, teacher)
+
+
+def check_tokenizers(tokenizer: OffsetTokenizer, folders: Iterable[Path | None]) -> None:
+    """Raises ``ValueError`` if a model was made for another tokenizer than the run's.
+
+    Vocabularies may be equally large and still mean other tokens by their ids: a folder that
+    comes with a tokenizer is asked for the ids of a text.
+
+    Args:
+        tokenizer: of the run.
+        folders: of the models, in Hugging Face format; None, or one without ``tokenizer.json``,
+            says nothing.
+    """
+    expected = list(tokenizer.encode_text(_PROBE)[0])
+    for folder in dict.fromkeys(folders):
+        if folder is None or not (folder / "tokenizer.json").is_file():
+            continue
+        if list(HFTokenizer(str(folder)).encode_text(_PROBE)[0]) != expected:
+            raise ValueError(
+                f"{folder} holds a tokenizer that gives a text other ids than the config's "
+                "tokenizer: a KL needs one shared vocabulary. Name the tokenizer that teacher and "
+                "student have in common, or take a student of the teacher's family"
+            )

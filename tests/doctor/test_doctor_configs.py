@@ -109,6 +109,30 @@ def test_mistakes_fail_and_are_named(override, check, message, tmp_path, monkeyp
     assert message in " ".join(found[check].lines)
 
 
+def test_a_models_own_tokenizer_and_template_are_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    distil = OmegaConf.load(ROOT / "configs" / "tiny" / "structured_kd.yaml")
+    shutil.copytree(resolve_folder("shipped:household/tokenizer"), "teacher")
+    config = OmegaConf.to_container(distil.teacher.config)
+    Path("teacher/config.json").write_text(json.dumps(config))
+    Path("teacher/chat_template.jinja").write_text("{{ messages }}")
+    distil.teacher = {"_component_": "sad_components.models.from_pretrained", "path": "teacher"}
+    distil.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    distil.transform.style, distil.dataset.limit, distil.heldout = "chat", 2, None
+    OmegaConf.save(distil, "my.yaml")
+    found = marks("my.yaml")
+    assert found["tokenizer"].mark == "warn"
+    assert "teacher has another chat template" in found["tokenizer"].lines[-1]
+    assert found["vocabulary"].mark == "ok"
+
+    tokenizer = json.loads(Path("teacher/tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = []
+    Path("teacher/tokenizer.json").write_text(json.dumps(tokenizer))
+    found = marks("my.yaml")
+    assert found["vocabulary"].mark == "fail"
+    assert "teacher holds a tokenizer that gives a text other ids" in found["vocabulary"].lines[0]
+
+
 def test_what_does_not_fit_fails_with_remedies(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--config", "tiny/structured_kd", "dataset.limit=4", "--memory", "0.01"]) == 1

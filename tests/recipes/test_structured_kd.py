@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from loading import load_module
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+
+from sad_components.data.shipped import resolve_folder
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs" / "tiny" / "structured_kd.yaml"
@@ -230,6 +233,10 @@ def test_compiled_run_gives_the_same_loss(tmp_path):
         (("dataset.source=empty.jsonl",), "the file is empty"),
         (("transform.max_seq_len=40",), "no row can be learnt from"),
         (("dtype=fp8",), "dtype is auto"),
+        (
+            ("teacher={_component_: sad_components.models.from_pretrained, path: other}",),
+            "other holds a tokenizer that gives a text other ids",
+        ),
         (("resume=true",), "needs a checkpoint"),
         (("batch_size=two",), "batch_size must be an integer >= 1; got 'two'"),
         (("seed=null",), "seed must be an integer >= 0; got None"),
@@ -240,6 +247,10 @@ def test_compiled_run_gives_the_same_loss(tmp_path):
 def test_bad_input_is_explained(tmp_path, overrides, message):
     (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n{oops\n')
     (tmp_path / "empty.jsonl").write_text("")
+    shutil.copytree(resolve_folder("shipped:household/tokenizer"), tmp_path / "other")
+    content = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    content["model"]["merges"] = []
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises((ValueError, OSError)) as caught:
         run(*FAST, *overrides)
     assert message in str(caught.value)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 
+from sad_components.data import HFTokenizer
 from sad_components.data.batch import Batch
+from sad_components.data.shipped import resolve_folder
 from sad_components.loss import HiddenRows, StructuredKDLoss
 from sad_components.models import from_scratch
 from sad_components.models.hidden import head_of, stop_at_hidden, vocab_size_of
 from sad_components.models.last_layer import hidden_at
 from sad_components.training.teachers import LiveTeacher
-from sad_components.training.vocabulary import shared_vocab_size
+from sad_components.training.vocabulary import check_tokenizers, shared_vocab_size
 
 TOKENIZER, STUDENT, TEACHER = 83, 97, 101
 QWEN = {
@@ -83,3 +88,21 @@ def test_models_of_another_tokenizer_are_refused(student, teacher, who):
     message = rf"{who} vocab 80 < tokenizer vocab 83 \(student {student}, teacher {teacher}\)"
     with pytest.raises(ValueError, match=message + ".*shared vocabulary"):
         shared_vocab_size(student, teacher, TOKENIZER)
+
+
+def test_a_tokenizer_of_equal_size_with_other_ids_is_refused(tmp_path):
+    """As OPT's is to GPT-2's: the same pieces of text, numbered otherwise."""
+    tokenizer = HFTokenizer("shipped:household/tokenizer")
+    same, other = tmp_path / "same", tmp_path / "other"
+    shutil.copytree(resolve_folder("shipped:household/tokenizer"), same)
+    shutil.copytree(same, other)
+    content = json.loads((other / "tokenizer.json").read_text())
+    ids = content["model"]["vocab"]
+    letters = [name for name in ids if len(name) == 1]
+    ids |= dict(zip(letters, [ids[name] for name in reversed(letters)]))
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    assert HFTokenizer(str(other)).vocab_size == tokenizer.vocab_size
+
+    check_tokenizers(tokenizer, [same, None, tmp_path / "no tokenizer there"])
+    with pytest.raises(ValueError, match="other holds a tokenizer that gives a text other ids"):
+        check_tokenizers(tokenizer, [same, other])
