@@ -13,7 +13,6 @@ from sad_components.loss import StructuredKDLoss
 from sad_components.models.hidden import vocab_size_of
 from sad_components.training.config import build
 from sad_components.training.memory import (
-    MemoryEstimate,
     RunShape,
     available_bytes,
     base_bytes,
@@ -53,34 +52,21 @@ def memory_preflight(
         world: processes, over all machines.
     """
     try:
-        found = _estimated(cfg, loss, order, batching, reports, dtype, device, world)
+        supervised, tokens = _tokens(reports[0], loss)
+        student = on_meta(cfg.student, "student", dtype)
+        teacher = on_meta(cfg.get("teacher"), "teacher", dtype)
+        run = RunShape(
+            step=largest_step(batching, first_steps(order), supervised / tokens, world),
+            heldout_tokens=0 if reports[1] is None else _tokens(reports[1], loss)[0],
+            vocab=min(vocab_size_of(m) for m in (student, teacher) if m is not None),
+        )
+        optimizer = partial(build, cfg.optimizer, "optimizer")
+        found = estimate(student, teacher, loss, optimizer, run, device, base_bytes(device))
         here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
         return memory_lines(found, available_bytes(device, here))
     except Exception as error:  # builders and optimizers are anybody's code
         reason = " ".join(str(error).split()) or type(error).__name__
         return [f"memory: not estimated ({reason:.120})"]
-
-
-def _estimated(
-    cfg: DictConfig,
-    loss: StructuredKDLoss,
-    order: StepOrder,
-    batching: Batching,
-    reports: tuple[Report, Report | None],
-    dtype: torch.dtype,
-    device: torch.device,
-    world: int,
-) -> MemoryEstimate:
-    supervised, tokens = _tokens(reports[0], loss)
-    student = on_meta(cfg.student, "student", dtype)
-    teacher = on_meta(cfg.get("teacher"), "teacher", dtype)
-    run = RunShape(
-        step=largest_step(batching, first_steps(order), supervised / tokens, world),
-        heldout_tokens=0 if reports[1] is None else _tokens(reports[1], loss)[0],
-        vocab=min(vocab_size_of(m) for m in (student, teacher) if m is not None),
-    )
-    optimizer = partial(build, cfg.optimizer, "optimizer")
-    return estimate(student, teacher, loss, optimizer, run, device, base_bytes(device))
 
 
 def _tokens(report: Report, loss: StructuredKDLoss) -> tuple[int, int]:

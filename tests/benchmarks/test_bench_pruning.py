@@ -1,6 +1,7 @@
 """The pruning benchmark compares students on the same held-out rows."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -33,3 +34,15 @@ def test_every_way_gives_a_row(teacher, tmp_path, capsys):
         assert (row["kl_reason"] < 1e-5) == (row["layers"] == 3)
     assert rows[0]["parameters"] > rows[1]["parameters"]
     assert "way=kl layers=1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SAD_DEMO_DIR" not in os.environ, reason="SAD_DEMO_DIR is not set")
+def test_importance_starts_nearer_to_smollm2_than_even_layers(tmp_path):
+    out = tmp_path / "bench.jsonl"
+    small = ["--rows", "4", "--heldout-rows", "4", "--layers", "20", "--json", str(out)]
+    bench = load_module("benchmarks/bench_pruning.py")
+    assert bench.main([os.environ["SAD_DEMO_DIR"], "--ways", "even", "influence", *small]) == 0
+    even, influence = map(json.loads, out.read_text(encoding="utf-8").splitlines())
+    for kl in ("kl_reason", "kl_act"):
+        assert influence[kl] < even[kl] / 2
