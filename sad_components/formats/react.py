@@ -49,18 +49,19 @@ _KIND = {
 }
 _SPELLING = {word.lower(): word for word in _KIND}
 _WORDS = "|".join(_KIND)
-_MARKER = re.compile(
-    rf"(?:^|(?<=### Response:))[ \t]*(?P<word>{_WORDS})(?:[ \t]+(?P<number>\d{{1,6}}))?[ \t]*:",
-    re.MULTILINE,
-)
+_RESPONSE = "### Response:"
+_STRICT = rf"[ \t]*(?P<mark>(?P<word>{_WORDS})(?:[ \t]+(?P<number>\d{{1,6}}))?[ \t]*:)"
+_MARKER = re.compile(f"^{_STRICT}", re.MULTILINE)
+#: Also right behind Alpaca's response header, which takes twice the time to look for.
+_ALPACA_MARKER = re.compile(f"(?:^|(?<={_RESPONSE})){_STRICT}", re.MULTILINE)
 #: For transcripts without any marker as above: another case, Markdown's stars, a wide colon.
 _LOOSE_MARKER = re.compile(
-    rf"^[ \t]*(?:[-#*]+[ \t]*)?(?P<word>{_WORDS})(?:[ \t]+(?P<number>\d{{1,6}}))?"
-    r"[ \t]*\**[:\uff1a]\**",
+    rf"^[ \t]*(?P<mark>(?:[-#*]+[ \t]*)?(?P<word>{_WORDS})(?:[ \t]+(?P<number>\d{{1,6}}))?"
+    r"[ \t]*\**[:\uff1a]\**)",
     re.MULTILINE | re.IGNORECASE,
 )
-_ALPACA = re.compile(r"^### Instruction:(?s:.*?)^### Response:", re.MULTILINE)
-_FIRST = re.compile(r"(?P<word>ActionPath|Thought|Action)[ \t]+(?P<number>1)[ \t]*:")
+_ALPACA = re.compile(rf"^### Instruction:(?s:.*?)^{_RESPONSE}", re.MULTILINE)
+_FIRST = re.compile(r"(?P<mark>(?P<word>ActionPath|Thought|Action)[ \t]+(?P<number>1)[ \t]*:)")
 _GLUED_ACTION = re.compile(r"(?<=\s)Action(?:[ \t]+(?P<number>\d{1,6}))?[ \t]*:[ \t]*\w+[\[(]")
 _FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
 _ENDS = re.compile(r"Final Answer|\w+(?:[ \t]+\d+)?[ \t]*:\s*finish\s*\[", re.IGNORECASE)
@@ -143,7 +144,7 @@ class ReAct(ChatFormat):
 def find_marks(text: str) -> list[Mark]:
     """Marker lines of a flat transcript, from the Alpaca response header on if there is one."""
     header = _ALPACA.match(text, max(text.find("### Instruction:"), 0))
-    start = header.end() - len("### Response:") if header else 0
+    start = header.end() - len(_RESPONSE) if header else 0
     marks = _raw_marks(text, start)
     numbered = [m for m in marks if m.number is not None]
     first = next((m for m in marks if m.kind is not SpanKind.OBSERVATION), None)
@@ -159,7 +160,8 @@ def find_marks(text: str) -> list[Mark]:
 
 def _raw_marks(text: str, start: int = 0) -> list[Mark]:
     """Everything that looks like a marker; looser spellings count where no strict one stands."""
-    marks = [_mark(m) for m in _MARKER.finditer(text, start)]
+    marker = _ALPACA_MARKER if _RESPONSE in text else _MARKER
+    marks = [_mark(m) for m in marker.finditer(text, start)]
     return marks or [_mark(m) for m in _LOOSE_MARKER.finditer(text, start)]
 
 
@@ -181,15 +183,9 @@ def _glued_mark(match: re.Match[str], number: int | None = None) -> Mark:
 
 
 def _mark(match: re.Match[str]) -> Mark:
-    word = _SPELLING[match["word"].lower()]
-    number = match["number"]
-    return Mark(
-        match.start() + len(match[0]) - len(match[0].lstrip()),
-        match.end(),
-        word,
-        _KIND[word],
-        int(number) if number else None,
-    )
+    found, number = match.group("word", "number")
+    word = _SPELLING[found.lower()]
+    return Mark(*match.span("mark"), word, _KIND[word], int(number) if number else None)
 
 
 def _ends(text: str, turn: Turn) -> bool:
@@ -204,9 +200,10 @@ def _is_numbered(marks: Sequence[Mark]) -> bool:
 def _turn_marks(text: str) -> list[Mark]:
     """The markers of an agent turn; a marker line inside a closed fenced block is data."""
     marks = _raw_marks(text)
-    fences = [m.start() for m in _FENCE.finditer(text)]
-    blocks = list(zip(fences[::2], fences[1::2], strict=False))
-    marks = [m for m in marks if not _inside(m.start, blocks)]
+    if "```" in text:
+        fences = [m.start() for m in _FENCE.finditer(text)]
+        blocks = list(zip(fences[::2], fences[1::2], strict=False))
+        marks = [m for m in marks if not _inside(m.start, blocks)]
     if marks and all(m.kind is SpanKind.REASON for m in marks):
         for glued in _GLUED_ACTION.finditer(text, marks[-1].end):
             return [*marks, _glued_mark(glued)]
@@ -223,7 +220,7 @@ def _noise_after_finish(text: str, spans: list[Span]) -> list[Span]:
     last = spans[-1]
     if last.kind is not SpanKind.OBSERVATION:
         return spans
-    answer = _MARKER.match(text, last.start) or _LOOSE_MARKER.match(text, last.start)
+    answer = _ALPACA_MARKER.match(text, last.start) or _LOOSE_MARKER.match(text, last.start)
     newline = text.find("\n", last.start) if answer else last.start
     cut = last.end if newline < 0 else newline + bool(answer)
     tail = [
