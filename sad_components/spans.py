@@ -84,20 +84,20 @@ def check_cover(spans: Sequence[Span], length: int) -> None:
         raise ValueError(f"spans must cover all {length} characters, but they end at {position}")
 
 
-def merge(spans: Iterable[Span]) -> list[Span]:
-    """Drops empty spans and joins neighbours of equal kind and step (a branch starts anew)."""
-    out: list[Span] = []
-    for span in spans:
-        if span.end <= span.start:
+def merge(spans: Iterable[tuple[int, int, SpanKind, int, bool]]) -> list[Span]:
+    """Drops empty spans and joins neighbours of equal kind and step (a branch starts anew).
+
+    Args:
+        spans: in order; :class:`Span`, or a span's values as a plain tuple.
+    """
+    runs: list[list] = []
+    run = [0, -1]  # ends nowhere
+    for start, end, kind, step, branch in spans:
+        if end <= start:
             continue
-        if (
-            out
-            and out[-1].end == span.start
-            and (out[-1].kind, out[-1].step) == (span.kind, span.step)
-            and not span.branch
-        ):
-            last = out[-1]
-            out[-1] = Span(last.start, span.end, last.kind, last.step, last.branch)
+        if run[1] == start and run[2] == kind and run[3] == step and not branch:
+            run[1] = end
         else:
-            out.append(span)
-    return out
+            run = [start, end, kind, step, branch]
+            runs.append(run)
+    return [Span(*run) for run in runs]

@@ -39,7 +39,7 @@ class Renderer:
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
-        self._spans: list[Span] = []
+        self._spans: list[tuple[int, int, SpanKind, int, bool]] = []
         self._literal: list[tuple[int, int]] = []
         self._branch: bool | None = None
         self.length = 0
@@ -54,10 +54,16 @@ class Renderer:
     def add(self, text: str, kind: SpanKind, step: int = 0, *, literal: bool = False) -> None:
         """Appends one span (none for an empty text)."""
         if text:
-            self.add_spans(text, [Span(0, len(text), kind, step)], literal=literal)
+            self.add_spans(text, [(0, len(text), kind, step, False)], literal=literal)
 
-    def add_spans(self, text: str, spans: Sequence[Span], *, literal: bool = True) -> None:
-        """Appends text with its spans (relative to it)."""
+    def add_spans(
+        self,
+        text: str,
+        spans: Sequence[tuple[int, int, SpanKind, int, bool]],
+        *,
+        literal: bool = True,
+    ) -> None:
+        """Appends text with its spans (relative to it; plain tuples of their values will do)."""
         if not text:
             return
         start = self.length
@@ -69,7 +75,7 @@ class Renderer:
             if self._branch is not None:
                 branch = self._branch and kind in AGENT_KINDS
                 self._branch = self._branch and not branch
-            self._spans.append(Span(start + first, start + last, kind, step, branch))
+            self._spans.append((start + first, start + last, kind, step, branch))
 
     def endswith(self, text: str) -> bool:
         """Whether what was added so far is not empty and ends with ``text`` (one character)."""
@@ -78,7 +84,7 @@ class Renderer:
     @property
     def last(self) -> Span | None:
         """The span added last."""
-        return self._spans[-1] if self._spans else None
+        return Span(*self._spans[-1]) if self._spans else None
 
     def finish(self) -> Rendered:
         """Merges neighbours and checks the cover."""

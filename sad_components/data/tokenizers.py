@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
-from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
@@ -104,24 +104,19 @@ class OffsetTokenizer(ABC):
             return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
         return np.concatenate(ids), np.concatenate(offsets)
 
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        """Finds control tokens, of two at one place the longer; nothing where there are none."""
+        tokens = sorted(self.special, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+
     def _control_tokens(self, text: str, literal: Sequence[tuple[int, int]]):
         """``(start, end, id)`` of the control tokens that the harness wrote, in order."""
-        found = []
-        starts = [r[0] for r in literal]
-        for token, token_id in self.special.items():
-            at = text.find(token)
-            while at >= 0:
-                end = at + len(token)
-                inside = bisect_right(starts, end - 1) - 1
-                if inside < 0 or literal[inside][1] <= at:
-                    found.append((at, end, token_id))
-                at = text.find(token, end)
-        found.sort(key=lambda item: (item[0], -item[1]))
         position = 0
-        for item in found:
-            if item[0] >= position:
-                yield item
-                position = item[1]
+        for start, end in [*literal, (len(text), len(text))]:
+            for found in self._control_pattern.finditer(text, position, start):
+                yield *found.span(), self.special[found[0]]
+            position = end
 
 
 class HFTokenizer(OffsetTokenizer):
@@ -182,11 +177,13 @@ class HFTokenizer(OffsetTokenizer):
         control = list(self._control_tokens(text, literal))
         bounds = [0, *(at for start, end, _ in control for at in (start, end)), len(text)]
         pieces = [text[a:b] for a, b in zip(bounds[::2], bounds[1::2])]
+        unique = list(dict.fromkeys(pieces))  # what a template writes comes with every turn
+        encodings = self.backend.encode_batch_fast(unique, add_special_tokens=False)
+        ids_of = {piece: encoding.ids for piece, encoding in zip(unique, encodings)}
         ids: list[int] = []
         counts = []  # tokens up to the end of each piece
-        encodings = self.backend.encode_batch_fast(pieces, add_special_tokens=False)
-        for encoding, following in zip(encodings, [*control, None]):
-            ids += encoding.ids
+        for piece, following in zip(pieces, [*control, None]):
+            ids += ids_of[piece]
             counts.append(len(ids))
             if following:
                 ids.append(following[2])
@@ -198,7 +195,7 @@ class HFTokenizer(OffsetTokenizer):
             expected = np.append(np.flatnonzero(_begins(encoded)), len(encoded))[expected]
         if (edges[counts] != expected).any():  # something of the text is in no token
             return super().encode_arrays(text, literal)
-        ranges = np.stack([edges[:-1], edges[1:]], axis=1)
+        ranges = np.array([edges[:-1], edges[1:]]).T
         return tokens, ranges if encoded is None else _bytes_to_chars(encoded, ranges)
 
     def _find_byte_widths(self) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from sad_components.data.template_rendering import NotAppendOnly, TemplateRender
 from sad_components.data.tokenizers import as_offset_tokenizer
 from sad_components.formats import get_format
 from sad_components.formats.registry import FLAT, detect, is_format, segment, to_trajectory
-from sad_components.spans import AGENT_KINDS, SpanKind
+from sad_components.spans import AGENT_KINDS, Span, SpanKind
 from sad_components.trajectory import Trajectory, TrajectoryError
 
 #: Label of a token that no loss reads (torchtune's and PyTorch's convention).
@@ -230,25 +230,29 @@ def align(
     where = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     start = np.minimum(where[:, 0], max(len(rendered.text) - 1, 0))
     end = np.maximum(where[:, 1], start + 1)
-    # each span's next one of the agent's (itself, if it is), and where that begins
-    following = np.full(len(spans), len(spans) - 1)
-    begins = np.full(len(spans), len(rendered.text))
-    index, begin = len(spans) - 1, len(rendered.text)
-    for number in range(len(spans) - 1, -1, -1):
-        if spans[number].kind in AGENT_KINDS:
-            index, begin = number, spans[number].start
-        following[number], begins[number] = index, begin
-    own = np.searchsorted([s.start for s in spans], start, side="right") - 1
-    chosen = np.where(begins[own] < end, following[own], own)
+    owner = np.searchsorted([s.start for s in spans], start, side="right") - 1
+    span_ends = np.array([s.end for s in spans], dtype=np.int64)
+    for token in np.flatnonzero(end > span_ends[owner]).tolist():  # it straddles a boundary
+        owner[token] = _owner(spans, int(owner[token]), int(end[token]))
     branch = np.zeros(len(where), dtype=bool)
     first = np.searchsorted(end, [s.start for s in spans if s.branch], side="right")
     branch[first[first < len(branch)]] = True
     return TokenizedTrajectory(
         np.asarray(ids, dtype=np.int64),
-        np.array([s.kind for s in spans], dtype=np.int8)[chosen],
-        np.array([s.step for s in spans], dtype=np.int32)[chosen],
+        np.array([s.kind for s in spans], dtype=np.int8)[owner],
+        np.array([s.step for s in spans], dtype=np.int32)[owner],
         branch,
     )
+
+
+def _owner(spans: Sequence[Span], first: int, end: int) -> int:
+    """The span that has a token from span ``first`` to character ``end``: the agent's, if any."""
+    for index in range(first, len(spans)):
+        if spans[index].start >= end:
+            break
+        if spans[index].kind in AGENT_KINDS:
+            return index
+    return first
 
 
 def truncate_steps(row: TokenizedTrajectory, limit: int, side: str) -> TokenizedTrajectory:
