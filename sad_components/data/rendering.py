@@ -71,11 +71,13 @@ class Renderer:
         if literal:
             self._literal.append((start, self.length))
         self._pieces.append(text)
+        opened = self._branch
         for first, last, kind, step, branch in spans:
-            if self._branch is not None:
-                branch = self._branch and kind in AGENT_KINDS
-                self._branch = self._branch and not branch
+            if opened is not None:
+                branch = opened and kind in AGENT_KINDS
+                opened = opened and not branch
             self._spans.append((start + first, start + last, kind, step, branch))
+        self._branch = opened
 
     def endswith(self, text: str) -> bool:
         """Whether what was added so far is not empty and ends with ``text`` (one character)."""
@@ -198,11 +200,11 @@ def agent_kinds(message: Message) -> tuple[SpanKind, SpanKind]:
 
 def last_agent_kind(message: Message, spans: Sequence[Span]) -> SpanKind:
     """Kind of what ends an agent turn, hence of its stop token."""
+    if spans and not message.tool_calls:
+        return spans[-1].kind
     reason, act = agent_kinds(message)
     if message.tool_calls:
         return act
-    if spans:
-        return spans[-1].kind
     return reason if message.reasoning_content else SpanKind.CONTEXT
 
 

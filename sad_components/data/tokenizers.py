@@ -189,14 +189,11 @@ class HFTokenizer(OffsetTokenizer):
                 ids.append(following[2])
         tokens = np.array(ids, dtype=np.int64)
         edges = np.concatenate(([0], self._byte_widths[tokens].cumsum()))
-        encoded = None if text.isascii() else text.encode("utf-8", "surrogatepass")
-        expected = np.array(bounds[1::2])
-        if encoded is not None:
-            expected = np.append(np.flatnonzero(_begins(encoded)), len(encoded))[expected]
-        if (edges[counts] != expected).any():  # something of the text is in no token
-            return super().encode_arrays(text, literal)
-        ranges = np.array([edges[:-1], edges[1:]]).T
-        return tokens, ranges if encoded is None else _bytes_to_chars(encoded, ranges)
+        starts, ends = _chars_around(text, edges)
+        expected = bounds[1::2]
+        if (starts[counts] != expected).any() or (ends[counts] != expected).any():
+            return super().encode_arrays(text, literal)  # something of the text is in no token
+        return tokens, np.array([starts[:-1], ends[1:]]).T
 
     def _find_byte_widths(self) -> np.ndarray | None:
         """Bytes of text per token id, shape [V]; None unless tokens are the text's own bytes.
@@ -317,27 +314,34 @@ def _as_arrays(ids: Sequence[int], offsets: Sequence[tuple]) -> tuple[np.ndarray
     return np.array(ids, dtype=np.int64), where.reshape(-1, 2)
 
 
-def _begins(encoded: bytes) -> np.ndarray:
-    """Which UTF-8 bytes begin a character, bool shape [bytes]."""
-    return (np.frombuffer(encoded, dtype=np.uint8) & 0xC0) != 0x80
+def _chars_around(text: str, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the characters begin and end that places between the UTF-8 bytes of a text cut.
 
+    Args:
+        text: the text.
+        places: offsets into its bytes, any shape.
 
-def _bytes_to_chars(encoded: bytes, ranges: np.ndarray) -> np.ndarray:
-    """Character ranges [T, 2] of ranges of UTF-8 bytes; part of a character gives the whole."""
-    begins = _begins(encoded)
-    char_of_byte = np.append(begins.cumsum() - 1, begins.sum())
-    start, end = ranges[:, 0], ranges[:, 1]
-    first = char_of_byte[start]
-    return np.stack([first, np.where(end > start, char_of_byte[end - 1] + 1, first)], axis=1)
+    Returns:
+        Offsets into ``text``, each shaped as ``places``; equal where nothing is cut.
+    """
+    if text.isascii():
+        return places, places
+    encoded = np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+    inner = np.flatnonzero((encoded & 0xC0) == 0x80)  # bytes that begin no character
+    return (
+        places - inner.searchsorted(places, side="right"),
+        places - inner.searchsorted(places, side="left"),
+    )
 
 
 def _pairs_to_chars(text: str, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """:func:`_bytes_to_chars` of pairs."""
+    """Character ranges of ranges of UTF-8 bytes; part of a character gives the whole."""
     if text.isascii():
         return ranges
     array = np.array(ranges, dtype=np.int64).reshape(-1, 2)
-    chars = _bytes_to_chars(text.encode("utf-8", "surrogatepass"), array)
-    return [(start, end) for start, end in chars.tolist()]
+    starts, ends = _chars_around(text, array)
+    ends = np.where(array[:, 1] > array[:, 0], ends[:, 1], starts[:, 0])
+    return list(zip(starts[:, 0].tolist(), ends.tolist()))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

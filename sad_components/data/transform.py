@@ -291,13 +291,12 @@ def truncate_steps(row: TokenizedTrajectory, limit: int, side: str) -> Tokenized
 
 
 def _with_bos(row: TokenizedTrajectory, bos: int) -> TokenizedTrajectory:
-    return replace(
-        row,
-        tokens=np.concatenate(([bos], row.tokens)),
-        span_ids=np.concatenate((np.array([SpanKind.CONTEXT], row.span_ids.dtype), row.span_ids)),
-        steps=np.concatenate((np.zeros(1, row.steps.dtype), row.steps)),
-        branch=np.concatenate(([False], row.branch)),
-    )
+    """The row behind a bos token, which is CONTEXT of step 0."""
+    row.tokens = np.concatenate(([bos], row.tokens))
+    for name in ("span_ids", "steps", "branch"):  # in all of them 0 is what bos is
+        values = getattr(row, name)
+        setattr(row, name, np.concatenate((np.zeros(1, values.dtype), values)))
+    return row
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -68,11 +68,10 @@ class ChatFormat(Format):
             return [Span(0, len(text), SpanKind.CONTEXT, step)] if text else []
         if message.reasoning_content:
             steps.reason()
-        spans = pieces_to_spans(self.cut_turn(message) if text else (), steps)
+        branch = self.dialect.thought_optional and not message.reasoning_content
+        spans = pieces_to_spans(self.cut_turn(message), steps, branch=branch) if text else []
         if message.tool_calls and not (spans and spans[-1].kind is SpanKind.ACT):
             steps.act()
-        if self.dialect.thought_optional and not message.reasoning_content:
-            spans = mark_branch(spans)
         return spans
 
     def turn_evidence(self, messages: Iterable[Message], what: str) -> Evidence:
@@ -86,29 +85,27 @@ class ChatFormat(Format):
         )
 
 
-def pieces_to_spans(pieces: Iterable[Piece], steps: StepCounter) -> list[Span]:
-    """Spans of one agent turn; neighbouring actions (parallel calls) are one step."""
-    spans: list[Span] = []
-    position = 0
-    last: Span | None = None
+def pieces_to_spans(
+    pieces: Iterable[Piece], steps: StepCounter, *, branch: bool = False
+) -> list[Span]:
+    """Spans of one agent turn; neighbouring actions (parallel calls) are one step.
+
+    Args:
+        pieces: the turn's text, cut.
+        steps: the trajectory's count, which goes on here.
+        branch: mark the first of the agent's spans as a branch position.
+    """
+    spans: list[tuple[int, int, SpanKind, int, bool]] = []
+    position, step, last = 0, 0, None
     for end, kind in pieces:
         if end <= position:
             continue
-        if kind is SpanKind.ACT:
-            step = last.step if last and last.kind is SpanKind.ACT else steps.act()
-        else:
+        if kind is not SpanKind.ACT:
             step = steps.reason() if kind is SpanKind.REASON else steps.step
-        last = Span(position, end, kind, step)
-        spans.append(last)
-        position = end
+        elif last is not kind:
+            step = steps.act()
+        marked = branch and kind in AGENT_KINDS
+        branch = branch and not marked
+        spans.append((position, end, kind, step, marked))
+        position, last = end, kind
     return merge(spans)
-
-
-def mark_branch(spans: Sequence[Span]) -> list[Span]:
-    """``spans`` with the first of the agent's marked as a branch position."""
-    out = list(spans)
-    for index, span in enumerate(out):
-        if span.kind in AGENT_KINDS:
-            out[index] = Span(span.start, span.end, span.kind, span.step, branch=True)
-            break
-    return out

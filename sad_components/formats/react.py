@@ -117,17 +117,18 @@ class ReAct(ChatFormat):
     def cut_turn(self, message: Message) -> list[Piece]:
         text = message.text
         marks = _turn_marks(text)
-        acts = any(m.kind is SpanKind.ACT for m in marks) or bool(message.tool_calls)
+        kinds = [mark.kind for mark in marks]
+        acts = SpanKind.ACT in kinds or bool(message.tool_calls)
         if not marks:
             return [Piece(len(text), SpanKind.REASON if acts else SpanKind.ACT)]
         pieces = []
         if text[: marks[0].start].strip():
-            opening = SpanKind.ACT if marks[0].kind is SpanKind.OBSERVATION else marks[0].kind
+            opening = SpanKind.ACT if kinds[0] is SpanKind.OBSERVATION else kinds[0]
             pieces.append(Piece(marks[0].start, SpanKind.REASON if acts else opening))
         ends = [m.start for m in marks[1:]] + [len(text)]
-        for mark, end in zip(marks, ends, strict=True):
-            made_up = mark.kind is SpanKind.OBSERVATION
-            pieces.append(Piece(end, SpanKind.CONTEXT if made_up else mark.kind))
+        for kind, end in zip(kinds, ends, strict=True):
+            made_up = kind is SpanKind.OBSERVATION
+            pieces.append(Piece(end, SpanKind.CONTEXT if made_up else kind))
         return pieces
 
     def notes(self, messages: Sequence[Message]) -> list[str]:
@@ -204,7 +205,7 @@ def _turn_marks(text: str) -> list[Mark]:
         fences = [m.start() for m in _FENCE.finditer(text)]
         blocks = list(zip(fences[::2], fences[1::2], strict=False))
         marks = [m for m in marks if not _inside(m.start, blocks)]
-    if marks and all(m.kind is SpanKind.REASON for m in marks):
+    if {m.kind for m in marks} == {SpanKind.REASON}:
         for glued in _GLUED_ACTION.finditer(text, marks[-1].end):
             return [*marks, _glued_mark(glued)]
     return marks
