@@ -57,10 +57,10 @@ class Skeleton:
     slots: list[Slot]
 
     @classmethod
-    def of(cls, messages: Sequence[Message]) -> Skeleton:
-        """The skeleton of a conversation; blank texts stay as they are."""
+    def of(cls, records: Sequence[dict[str, Any]]) -> Skeleton:
+        """The skeleton of a conversation of :func:`template_record`; blank texts stay."""
         slots: list[Slot] = []
-        return cls([_stand_ins(turn, m, slots) for turn, m in enumerate(messages)], slots)
+        return cls([_stand_ins(turn, record, slots) for turn, record in enumerate(records)], slots)
 
     @property
     def shape(self) -> str:
@@ -82,46 +82,63 @@ class Filled(NamedTuple):
     edges: list[int]
 
 
-def fill(
-    pattern: str, slots: Sequence[Slot], text: str, edges: Sequence[int] = ()
-) -> Filled | None:
-    """Puts texts back into a rendered skeleton; None unless that gives exactly ``text``.
+class Pattern:
+    """A rendered skeleton: what the template wrote between the stand-ins, and where they are.
 
     Args:
-        pattern: the skeleton as the template rendered it.
-        slots: the texts, as they are; if need be with outer blanks stripped, as templates do.
-        text: what the template made of the real conversation.
-        edges: offsets into ``pattern``, none inside a stand-in, in ascending order.
+        text: the skeleton as the template rendered it.
+        slots: what each stand-in stands for.
+        edges: offsets into ``text`` to keep track of, none inside a stand-in, in ascending order.
     """
-    found = [(m.start(), m.end(), slots[int(m["slot"])]) for m in _STAND_IN.finditer(pattern)]
-    for strip in (False, True):
-        parts, moved, pieces = [], [0], []
-        position = at = 0
-        for start, end, slot in found:
-            start, end = _unquoted(pattern, start, end, slot)
-            value = slot.text.strip() if strip else slot.text
-            pieces += [pattern[position:start], value]
-            at += start - position
-            if slot.part != "label":
-                parts.append(Part(slot, at, at + len(value)))
-            at += len(value)
-            moved.append(at - end)
-            position = end
-        pieces.append(pattern[position:])
-        if "".join(pieces) == text:
-            starts = [start for start, _, _ in found]
-            return Filled(text, parts, [e + moved[bisect_right(starts, e - 1)] for e in edges])
-    return None
 
+    def __init__(self, text: str, slots: Sequence[Slot], edges: Sequence[int] = ()) -> None:
+        self.shown: list[int] = []  # slots by index, in order of appearance
+        self._gaps: list[str] = []  # before each stand-in, and behind the last one
+        self._edges: list[tuple[int, int]] = []  # stand-ins before an edge, and how far behind
+        ends = [0]
+        for match in _STAND_IN.finditer(text):
+            index = int(match["slot"])
+            start, end = _unquoted(text, *match.span(), slots[index])
+            self.shown.append(index)
+            self._gaps.append(text[ends[-1] : start])
+            ends.append(end)
+        self._gaps.append(text[ends[-1] :])
+        for edge in edges:
+            before = bisect_right(ends, edge) - 1
+            self._edges.append((before, edge - ends[before]))
 
-def shows_each_once(pattern: str, slots: Sequence[Slot], turn: int | None = None) -> bool:
-    """Whether a rendered skeleton shows every text (of ``turn``, if given) once, labels aside."""
-    shown = Counter(int(m["slot"]) for m in _STAND_IN.finditer(pattern))
-    return all(
-        shown[index] == 1
-        for index, slot in enumerate(slots)
-        if slot.part != "label" and turn in (None, slot.turn)
-    )
+    def fill(self, slots: Sequence[Slot], text: str) -> Filled | None:
+        """Puts texts back; None unless that gives exactly ``text``.
+
+        Args:
+            slots: the texts, as they are; if need be with outer blanks stripped, as templates do.
+            text: what the template made of the real conversation.
+        """
+        for strip in (False, True):
+            pieces, parts, ends = [], [], [0]
+            at = 0
+            for gap, index in zip(self._gaps, self.shown):
+                slot = slots[index]
+                value = slot.text.strip() if strip else slot.text
+                pieces += gap, value
+                start = at + len(gap)
+                at = start + len(value)
+                ends.append(at)
+                if slot.part != "label":
+                    parts.append(Part(slot, start, at))
+            pieces.append(self._gaps[-1])
+            if "".join(pieces) == text:
+                return Filled(text, parts, [ends[before] + by for before, by in self._edges])
+        return None
+
+    def shows_each_once(self, slots: Sequence[Slot], turn: int | None = None) -> bool:
+        """Whether every text (of ``turn``, if given) is there once, labels aside."""
+        shown = Counter(self.shown)
+        return all(
+            shown[index] == 1
+            for index, slot in enumerate(slots)
+            if slot.part != "label" and turn in (None, slot.turn)
+        )
 
 
 def search_turn(
@@ -194,6 +211,12 @@ def call_text(call: dict[str, Any]) -> str:
     return arguments if isinstance(arguments, str) else template_json(arguments)
 
 
+_TEXT_KEYS = {
+    "reasoning_content": "reasoning",
+    "content": "content",
+    "name": "label",
+    "tool_call_id": "label",
+}
 _WHAT = {"reasoning": "reasoning", "content": "content", "call": "tool calls"}
 _STAND_IN = re.compile(f"{_OPEN}(?P<slot>\\d+){_CLOSE}")
 
@@ -244,23 +267,30 @@ def _strings(arguments: str) -> Iterator[str]:
             yield value
 
 
-def _stand_ins(turn: int, message: Message, slots: list[Slot]) -> dict[str, Any]:
-    record = template_record(message)
+def _stand_ins(turn: int, record: dict[str, Any], slots: list[Slot]) -> dict[str, Any]:
+    """The record with stand-ins for its texts, which go to ``slots``."""
+    out = dict(record)
+    for key, part in _TEXT_KEYS.items():
+        if key in record:
+            _put(out, key, Slot(turn, part, record[key]), slots)
+    if "tool_calls" in record:
+        out["tool_calls"] = [_call_stand_ins(turn, call, slots) for call in record["tool_calls"]]
+    return out
 
-    def put(holder: dict[str, Any], key: str, part: str, text: Any) -> None:
-        if isinstance(text, str) and text.strip():
-            holder[key] = f"{_OPEN}{len(slots)}{_CLOSE}"
-            slots.append(Slot(turn, part, text))
 
-    put(record, "reasoning_content", "reasoning", record.get("reasoning_content"))
-    put(record, "content", "content", record["content"])
-    for key in ("name", "tool_call_id"):
-        put(record, key, "label", record.get(key))
-    for call in record.get("tool_calls", ()):
-        put(call, "id", "label", call.get("id"))
-        put(call["function"], "name", "label", call["function"].get("name"))
-        put(call["function"], "arguments", "call", call_text(call))
-    return record
+def _call_stand_ins(turn: int, call: dict[str, Any], slots: list[Slot]) -> dict[str, Any]:
+    out = {**call, "function": dict(call["function"])}
+    _put(out, "id", Slot(turn, "label", call.get("id")), slots)
+    _put(out["function"], "name", Slot(turn, "label", call["function"].get("name")), slots)
+    _put(out["function"], "arguments", Slot(turn, "call", call_text(call)), slots)
+    return out
+
+
+def _put(holder: dict[str, Any], key: str, slot: Slot, slots: list[Slot]) -> None:
+    """Replaces a text by its stand-in; what is blank, or no text, stays."""
+    if isinstance(slot.text, str) and slot.text.strip():
+        holder[key] = f"{_OPEN}{len(slots)}{_CLOSE}"
+        slots.append(slot)
 
 
 def _unquoted(pattern: str, start: int, end: int, slot: Slot) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from sad_components.data.chat_template import ApplyTemplate
 from sad_components.data.rendering import (
@@ -28,11 +27,10 @@ from sad_components.data.rendering import (
 from sad_components.data.template_parts import (
     Filled,
     Part,
+    Pattern,
     Skeleton,
-    fill,
     search_history,
     search_turn,
-    shows_each_once,
     template_record,
 )
 from sad_components.spans import Span, SpanKind
@@ -46,20 +44,6 @@ class NotAppendOnly(TrajectoryError):
     """The template rewrites earlier turns, so one sequence cannot hold the whole trajectory."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A conversation's shape as the template renders it, over stand-ins.
-
-    Args:
-        text: the rendering.
-        edges: per turn two offsets: where its generation prompt ends (a turn of the agent's, else
-            where the turn begins), and where the turn ends.
-    """
-
-    text: str
-    edges: list[int]
-
-
 class TemplateRenderer:
     """Renders conversations by one chat template.
 
@@ -71,7 +55,7 @@ class TemplateRenderer:
     def __init__(self, apply: ApplyTemplate, stop_tokens: Sequence[str] = ()) -> None:
         self._apply = apply
         self._stops = tuple(stop_tokens)
-        self._layouts: OrderedDict[str, Layout | None] = OrderedDict()
+        self._layouts: OrderedDict[str, Pattern | None] = OrderedDict()
 
     def render(
         self,
@@ -92,9 +76,10 @@ class TemplateRenderer:
                 earlier reasoning).
             TrajectoryError: the template left out or changed what a turn says.
         """
-        skeleton = Skeleton.of(messages)
+        records = [template_record(m) for m in messages]
+        skeleton = Skeleton.of(records)
         self._refuse_control_labels(skeleton)
-        filled = self._fill(messages, skeleton)
+        filled = self._fill(messages, records, skeleton)
         if filled is None:
             return self.render_by_prefixes(
                 messages, content_spans, thought_optional=thought_optional
@@ -138,7 +123,7 @@ class TemplateRenderer:
         For templates that rewrite the history: each shows it as the model sees it at that turn.
         """
         records = [template_record(m) for m in messages]
-        skeleton = Skeleton.of(messages)
+        skeleton = Skeleton.of(records)
         self._refuse_control_labels(skeleton)
         rows = []
         for turn, message in enumerate(messages):
@@ -162,17 +147,23 @@ class TemplateRenderer:
                     f"{slot.turn}"
                 )
 
-    def _fill(self, messages: Sequence[Message], skeleton: Skeleton) -> Filled | None:
+    def _fill(
+        self, messages: Sequence[Message], records: list, skeleton: Skeleton
+    ) -> Filled | None:
         """The conversation laid out by its shape; None where only the reference is safe."""
         if any(m.role == "assistant" and "</think>" in m.text for m in messages):
             return None  # templates take reasoning out of such content, one turn unlike another
         layout = self._layout(skeleton)
         if layout is None:
             return None
-        text = self._apply([template_record(m) for m in messages], False)
-        return fill(layout.text, skeleton.slots, text, layout.edges)
+        return layout.fill(skeleton.slots, self._apply(records, False))
 
-    def _layout(self, skeleton: Skeleton) -> Layout | None:
+    def _layout(self, skeleton: Skeleton) -> Pattern | None:
+        """The skeleton as rendered, with the two edges of every turn; None: not to be relied on.
+
+        The edges are where the turn's generation prompt ends (a turn of the agent's, else where
+        the turn begins), and where the turn ends.
+        """
         shape = skeleton.shape
         if shape in self._layouts:
             self._layouts.move_to_end(shape)
@@ -186,12 +177,13 @@ class TemplateRenderer:
             self._layouts.popitem(last=False)
         return layout
 
-    def _new_layout(self, skeleton: Skeleton) -> Layout | None:
+    def _new_layout(self, skeleton: Skeleton) -> Pattern | None:
         text, edges = "", []
         for turn in range(len(skeleton.records)):
             prompt, text = self._grow(skeleton.records, turn, text)
             edges += [prompt, len(text)]
-        return Layout(text, edges) if shows_each_once(text, skeleton.slots) else None
+        pattern = Pattern(text, skeleton.slots, edges)
+        return pattern if pattern.shows_each_once(skeleton.slots) else None
 
     def _grow(self, records: list, turn: int, before: str) -> tuple[int, str]:
         """End of the generation prompt, and the text, once ``turn`` has been added."""
@@ -219,11 +211,12 @@ class TemplateRenderer:
     ) -> tuple[list[tuple[int, int]], list[Part]]:
         """Literal ranges of the history, and the parts of ``turn`` itself."""
         try:
-            pattern = self._apply(skeleton.records[: turn + 1], False)
+            shown = self._apply(skeleton.records[: turn + 1], False)
         except ValueError:
-            pattern = ""
-        filled = fill(pattern, skeleton.slots, whole)
-        if filled is not None and shows_each_once(pattern, skeleton.slots, turn):
+            shown = ""
+        pattern = Pattern(shown, skeleton.slots)
+        filled = pattern.fill(skeleton.slots, whole)
+        if filled is not None and pattern.shows_each_once(skeleton.slots, turn):
             own = [p for p in filled.parts if p.slot.turn == turn]
             return [(p.start, p.end) for p in filled.parts if p.slot.turn < turn], own
         own = search_turn(whole, prompt, messages[turn], turn, self._stops)

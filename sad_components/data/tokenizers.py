@@ -112,6 +112,8 @@ class OffsetTokenizer(ABC):
 
     def _control_tokens(self, text: str, literal: Sequence[tuple[int, int]]):
         """``(start, end, id)`` of the control tokens that the harness wrote, in order."""
+        if not self._control_pattern.search(text):
+            return
         position = 0
         for start, end in [*literal, (len(text), len(text))]:
             for found in self._control_pattern.finditer(text, position, start):
@@ -187,7 +189,7 @@ class HFTokenizer(OffsetTokenizer):
             counts.append(len(ids))
             if following:
                 ids.append(following[2])
-        tokens = np.array(ids, dtype=np.int64)
+        tokens = np.fromiter(ids, np.int64, count=len(ids))
         edges = np.concatenate(([0], self._byte_widths[tokens].cumsum()))
         starts, ends = _chars_around(text, edges)
         expected = bounds[1::2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -230,17 +231,18 @@ def align(
     where = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     start = np.minimum(where[:, 0], max(len(rendered.text) - 1, 0))
     end = np.maximum(where[:, 1], start + 1)
-    owner = np.searchsorted([s.start for s in spans], start, side="right") - 1
-    span_ends = np.array([s.end for s in spans], dtype=np.int64)
-    for token in np.flatnonzero(end > span_ends[owner]).tolist():  # it straddles a boundary
+    values = np.fromiter(chain.from_iterable(spans), np.int64, count=5 * len(spans))
+    starts, ends, kinds, steps, marked = values.reshape(-1, 5).T
+    owner = starts.searchsorted(start, side="right") - 1
+    for token in np.flatnonzero(end > ends[owner]).tolist():  # it straddles a boundary
         owner[token] = _owner(spans, int(owner[token]), int(end[token]))
     branch = np.zeros(len(where), dtype=bool)
-    first = np.searchsorted(end, [s.start for s in spans if s.branch], side="right")
+    first = end.searchsorted(starts[marked > 0], side="right")
     branch[first[first < len(branch)]] = True
     return TokenizedTrajectory(
         np.asarray(ids, dtype=np.int64),
-        np.array([s.kind for s in spans], dtype=np.int8)[owner],
-        np.array([s.step for s in spans], dtype=np.int32)[owner],
+        kinds.astype(np.int8)[owner],
+        steps.astype(np.int32)[owner],
         branch,
     )
 
