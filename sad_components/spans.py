@@ -100,4 +100,4 @@ def merge(spans: Iterable[tuple[int, int, SpanKind, int, bool]]) -> list[Span]:
         else:
             run = [start, end, kind, step, branch]
             runs.append(run)
-    return [Span(*run) for run in runs]
+    return list(map(Span._make, runs))

@@ -53,8 +53,13 @@ class Renderer:
 
     def add(self, text: str, kind: SpanKind, step: int = 0, *, literal: bool = False) -> None:
         """Appends one span (none for an empty text)."""
-        if text:
-            self.add_spans(text, [(0, len(text), kind, step, False)], literal=literal)
+        if not text:
+            return
+        start = self.length
+        branch = bool(self._branch) and kind in AGENT_KINDS
+        if branch:
+            self._branch = False
+        self._spans.append((start, self._grow(text, literal), kind, step, branch))
 
     def add_spans(
         self,
@@ -67,10 +72,7 @@ class Renderer:
         if not text:
             return
         start = self.length
-        self.length += len(text)
-        if literal:
-            self._literal.append((start, self.length))
-        self._pieces.append(text)
+        self._grow(text, literal)
         opened = self._branch
         for first, last, kind, step, branch in spans:
             if opened is not None:
@@ -78,6 +80,14 @@ class Renderer:
                 opened = opened and not branch
             self._spans.append((start + first, start + last, kind, step, branch))
         self._branch = opened
+
+    def _grow(self, text: str, literal: bool) -> int:
+        """Appends the text itself; the new length."""
+        start, self.length = self.length, self.length + len(text)
+        if literal:
+            self._literal.append((start, self.length))
+        self._pieces.append(text)
+        return self.length
 
     def endswith(self, text: str) -> bool:
         """Whether what was added so far is not empty and ends with ``text`` (one character)."""
@@ -185,7 +195,7 @@ def turn_steps(messages: Sequence[Message], content_spans: Sequence[Sequence[Spa
         elif message.role == "assistant" and (message.tool_calls or message.reasoning_content):
             current += not open_thought
         if message.role == "assistant":
-            acted = bool(message.tool_calls) or any(s.kind is SpanKind.ACT for s in spans)
+            acted = bool(message.tool_calls) or SpanKind.ACT in [s.kind for s in spans]
             open_thought = not acted and message.is_learnt
         steps.append(spans[-1].step if spans else current)
     return steps

@@ -270,9 +270,9 @@ def _strings(arguments: str) -> Iterator[str]:
 def _stand_ins(turn: int, record: dict[str, Any], slots: list[Slot]) -> dict[str, Any]:
     """The record with stand-ins for its texts, which go to ``slots``."""
     out = dict(record)
-    for key, part in _TEXT_KEYS.items():
-        if key in record:
-            _put(out, key, Slot(turn, part, record[key]), slots)
+    for key, text in record.items():
+        if key in _TEXT_KEYS:
+            _put(out, key, Slot(turn, _TEXT_KEYS[key], text), slots)
     if "tool_calls" in record:
         out["tool_calls"] = [_call_stand_ins(turn, call, slots) for call in record["tool_calls"]]
     return out

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 
 from sad_components.data.chat_template import ApplyTemplate
 from sad_components.data.rendering import (
@@ -230,7 +231,7 @@ class _Placer:
         self,
         messages: Sequence[Message],
         content_spans: Sequence[Sequence[Span]],
-        stops: Sequence[str],
+        stops: tuple[str, ...],
         thought_optional: bool,
     ) -> None:
         self.out = Renderer()
@@ -297,7 +298,7 @@ class _Placer:
                 self.out.add(gap, kind, first if thinking else step)
                 self.out.add(text[begin:stop], kind, first if thinking else step, literal=True)
             position = stop
-        stop = _stop_end(text, position, end, self._stops)
+        stop = position + _stop_end(text[position:end], self._stops)
         self.out.add(text[position:stop], last_agent_kind(message, spans), step)
         self.out.add(text[stop:end], SpanKind.CONTEXT)
 
@@ -323,11 +324,11 @@ def _by_turn(parts: Sequence[Part], turns: int) -> list[list[Part]]:
     return out
 
 
-def _stop_end(text: str, position: int, end: int, stop_tokens: Sequence[str]) -> int:
-    """End of the agent's share: behind the first stop token, else all of it."""
-    tail = text[position:end]
+@lru_cache(maxsize=64)  # a template ends its turns in one way, or few
+def _stop_end(tail: str, stop_tokens: tuple[str, ...]) -> int:
+    """End of the agent's share of what ends a turn: behind the first stop token, else all."""
     ends = [found + len(stop) for stop in stop_tokens if (found := tail.find(stop)) >= 0]
-    return position + min(ends) if ends else end
+    return min(ends, default=len(tail))
 
 
 def _common_prefix(left: str, right: str) -> int:

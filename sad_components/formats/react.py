@@ -184,9 +184,10 @@ def _glued_mark(match: re.Match[str], number: int | None = None) -> Mark:
 
 
 def _mark(match: re.Match[str]) -> Mark:
+    start, end = match.span("mark")
     found, number = match.group("word", "number")
-    word = _SPELLING[found.lower()]
-    return Mark(*match.span("mark"), word, _KIND[word], int(number) if number else None)
+    word = found if found in _KIND else _SPELLING[found.lower()]
+    return Mark(start, end, word, _KIND[word], int(number) if number else None)
 
 
 def _ends(text: str, turn: Turn) -> bool:
