@@ -144,8 +144,9 @@ def from_scratch(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     dropout: float | None = None,
+    std: float | None = 0.02,
 ) -> TransformerDecoder:
-    """A decoder with random weights N(0, 0.02) that depend on ``seed`` alone.
+    """A decoder with random weights that depend on ``seed`` (and ``std``) alone.
 
     Args:
         config: content of a Hugging Face ``config.json``, or a folder that holds one.
@@ -153,6 +154,8 @@ def from_scratch(
         dtype: see :func:`from_pretrained`.
         device: see :func:`from_pretrained`.
         dropout: see :func:`from_pretrained`.
+        std: of the weights; ``None``: by each matrix's inputs, which small widths need, see
+            :func:`~sad_components.models.init_weights`.
 
     Raises:
         ValueError: an unknown family, or a config it cannot express.
@@ -160,7 +163,7 @@ def from_scratch(
     hf_config = load_hf_config(config) if isinstance(config, str | Path) else _plain(config)
     with torch.device("cpu"):
         model = build_decoder(hf_config)
-    _cast_parameters(init_weights(model, seed), _as_dtype(dtype))
+    _cast_parameters(init_weights(model, seed, std), _as_dtype(dtype))
     set_dropout_(model, dropout)
     return model.to(torch.get_default_device() if device is None else device)
 

@@ -128,6 +128,18 @@ def test_initial_weights_are_small_and_follow_the_seed():
     assert not torch.equal(first["layers.1.mlp.w1.weight"], other["layers.1.mlp.w1.weight"])
 
 
+def test_initial_weights_by_width():
+    state = init_weights(smollm2(**TINY), seed=1, std=None).state_dict()
+    expected = {
+        "tok_embeddings.weight": 48**-0.5,
+        "layers.0.attn.q_proj.weight": 48**-0.5,
+        "layers.0.attn.output_proj.weight": (48 * 4) ** -0.5,  # four writers in two layers
+        "layers.1.mlp.w2.weight": (80 * 4) ** -0.5,
+    }
+    for name, std in expected.items():
+        assert state[name].std().item() == pytest.approx(std, rel=0.06), name
+
+
 def test_structure_is_recognised():
     assert is_llama(smollm2(**TINY))
     assert not is_llama(torch.nn.Linear(3, 3))
