@@ -1,6 +1,7 @@
 """Beliefs, decisions and thoughts from observations alone: no engine needed."""
 
 import random
+import re
 
 import pytest
 
@@ -164,22 +165,46 @@ def checking(task, *observations):
     return thoughts
 
 
-def test_checking_says_of_every_thing_seen_whether_it_is_the_one():
+#: What says that something is here or not, up to where only that can tell.
+CHECK = r"(The|I need the|As for the|Wanted:) {}( \d+)?\b"
+
+
+def test_checking_says_first_whether_the_thing_sought_is_here():
     first, *rest = checking(
         "put a mug in fridge",
         "You arrive at cabinet 1. The cabinet 1 is closed.",
         "You open the cabinet 1. The cabinet 1 is open. In it, you see nothing.",
         "You arrive at countertop 1. On the countertop 1, you see a apple 1, and a cup 2.",
+        "Nothing happens.",
         "You arrive at coffeemachine 1. On the coffeemachine 1, you see a pan 1, and a mug 2.",
         "You pick up the mug 2 from the coffeemachine 1.",
     )
-    assert "Looking for" not in first
-    closed, empty, missed, found, held = rest
-    assert "Looking for" not in closed
-    assert empty.startswith("Looking for a mug: nothing here. ")
-    assert missed.startswith("Looking for a mug: apple 1, no; cup 2, no. ")
-    assert found.startswith("Looking for a mug: pan 1, no; mug 2, yes. ")
-    assert "Looking for" not in held
+    numbers = [
+        match and (match[2] or "none")
+        for match in (re.match(CHECK.format("mug"), thought) for thought in [first, *rest])
+    ]
+    assert numbers == [None, None, "none", "none", "none", " 2", None]
+    assert ["not here" in thought for thought in rest] == [False, True, True, True, False, False]
+
+
+def test_checking_comes_after_the_words_about_a_slip():
+    player, narrator = expert("put a mug in fridge"), Narrator("checking", random.Random(0))
+    narrator.thought(player.decide(), player.beliefs)
+    player.observe("You arrive at countertop 1. On the countertop 1, you see a mug 3.")
+    thought = narrator.thought(player.decide(), player.beliefs, slip="invalid")
+    assert not re.match(CHECK.format("mug"), thought)
+    assert re.search(CHECK.format("mug"), thought)[2] == " 3"
+
+
+def test_checking_says_nothing_of_what_already_lies_where_it_belongs():
+    thoughts = checking(
+        "put two mug in drawer",
+        "You arrive at countertop 1. On the countertop 1, you see a mug 1.",
+        "You pick up the mug 1 from the countertop 1.",
+        "You arrive at drawer 1. On the drawer 1, you see nothing.",
+        "You move the mug 1 to the drawer 1.",
+    )
+    assert "not here" not in thoughts[-1]
 
 
 def test_checking_looks_for_the_lamp_too():
@@ -189,7 +214,8 @@ def test_checking_looks_for_the_lamp_too():
         "You pick up the mug 1 from the countertop 1.",
         "You arrive at cabinet 2. On the cabinet 2, you see a cup 1, and a desklamp 1.",
     )
-    assert thoughts[-1].startswith("Looking for a desklamp: cup 1, no; desklamp 1, yes. ")
+    assert re.match(CHECK.format("desklamp"), thoughts[-2])[2] is None
+    assert re.match(CHECK.format("desklamp"), thoughts[-1])[2] == " 1"
 
 
 def test_unknown_style_is_an_error():

@@ -95,8 +95,6 @@ class Beliefs:
         self.task = Task.parse(self.sentence)
         self.receptacles: tuple[str, ...] = tuple(_LISTED.findall(first_observation))
         self.contents: dict[str, set[str]] = {}
-        #: What the last observation listed, in its order; None where it listed nothing new.
-        self.just_seen: tuple[str, ...] | None = None
         self.closed: set[str] = set()
         self.location: str | None = None
         self.holding: str | None = None
@@ -104,7 +102,6 @@ class Beliefs:
 
     def observe(self, observation: str) -> None:
         """Takes in what the environment answered to an action."""
-        self.just_seen = None
         if match := _ARRIVED.search(observation):
             self.location = match["place"]
         if match := _CLOSED.search(observation):
@@ -113,8 +110,7 @@ class Beliefs:
             self.closed.discard(match["place"])
         if match := _ON.search(observation) or _IN.search(observation):
             self.closed.discard(match["place"])
-            self.just_seen = tuple(_LISTED.findall(match["things"]))
-            self.contents[match["place"]] = set(self.just_seen)
+            self.contents[match["place"]] = set(_LISTED.findall(match["things"]))
         if match := _PICKED.search(observation):
             self.holding = match["thing"]
             self.contents.get(match["place"], set()).discard(match["thing"])

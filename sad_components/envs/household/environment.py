@@ -23,7 +23,7 @@ class HouseholdEnvironment(Environment):
     Args:
         split: ``train`` or ``heldout``: which games :meth:`tasks` gives.
         style: ``dense`` (the instructions ask for a thought with every action), ``checking`` (the
-            same, and the expert looks at each thing that it sees) or ``sparse``.
+            same, and a thought says first whether what is sought is here) or ``sparse``.
         task_types: which types :meth:`tasks` gives, in turn; None: all six.
         wrong_turn_share: share of the expert's episodes with a wrong turn or two, in [0, 1].
         renamed_share: share of the games in which objects go by each other's names, in [0, 1]

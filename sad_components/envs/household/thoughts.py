@@ -1,10 +1,10 @@
 """The expert's thoughts in words: several wordings each, in three styles.
 
 ``dense``: a thought before every action. It tells belief, sub-goal, and what kind of place comes
-next and why, but never the action itself. ``checking``: the same, and a search says of every thing
-that it sees whether it is the one: a small model then compares two words at a time instead of a
-word with a whole list. ``sparse``: a thought only when the sub-goal changes,
-as in published ReAct transcripts of ALFWorld.
+next and why, but never the action itself. ``checking``: the same, and wherever something is
+sought, the thought says first whether it is here, by its kind and, if so, its number. A small
+model then has one word to look up, not a list to judge. ``sparse``: a thought only when the
+sub-goal changes, as in published ReAct transcripts of ALFWorld.
 """
 
 from __future__ import annotations
@@ -49,8 +49,16 @@ _MISSES = (
     "The {sought} is not here.",
     "Nothing useful here.",
 )
-#: Situations after which an observation may show what is sought.
-_SEARCHING = ("search", "search_lamp", "open", "open_lamp", "fetch")
+#: Up to the kind all are worded alike; only a number or another word then tells whether it is here.
+_CHECKS = (
+    ("The {thing} is here.", "The {sought} is not here."),
+    ("I need the {thing}, and it is here.", "I need the {sought}, which is not here."),
+    ("As for the {thing}: it is here.", "As for the {sought}: not here."),
+    ("Wanted: {thing}, right here.", "Wanted: {sought}, but not here."),
+)
+#: Situations in which something is sought that may be in sight, and those in which it is.
+_SEEKING = ("search", "search_lamp", "fetch", "to_lamp")
+_SEEING = ("take", "use_lamp")
 _NEXT_SEARCH = ("Now the second {target}.", "One is done, one more {target} to go.", "One more.")
 
 _RECOVERIES = {
@@ -226,14 +234,21 @@ class Narrator:
         if self.style == "sparse" and not changed and not slip:
             return None
         slots = _slots(decision, beliefs)
-        parts = [self._opening(decision, beliefs, slip, previous)]
-        if self.style == "checking" and not slip and previous in _SEARCHING:
-            parts[0] = _checked(decision, beliefs)
+        opening = self._opening(decision, beliefs, slip, previous)
+        seen = None
+        if self.style == "checking" and previous != "place":
+            seen = _seen(decision, beliefs)
+        if seen is None:
+            parts = [opening]
+        else:
+            check = self._pick(_CHECKS)[0 if seen else 1]
+            parts = [opening if slip or previous is None else "", check]
+            slots["thing"] = seen
         if self.style == "sparse":
             parts.append(self._pick(_SPARSE[decision.phase]))
         elif decision.situation in ("search", "search_lamp"):
             parts.append(self._pick(_SEARCH[decision.tier]))
-        else:
+        elif not seen:
             parts.append(self._pick(_DENSE[decision.situation]))
         return " ".join(part.format(**slots) for part in parts if part)
 
@@ -268,25 +283,23 @@ def _plan_of(beliefs: Beliefs) -> str:
     return "two" if task.count == 2 else "put"
 
 
-def _checked(decision: Decision, beliefs: Beliefs) -> str:
-    """``Looking for an egg: mug 1, no; egg 2, yes.``; empty where nothing was shown."""
-    if beliefs.just_seen is None:
-        return ""
-    sought = LAMP if decision.phase == "light" else beliefs.task.target
-    found = [thing for thing in beliefs.just_seen if kind_of(thing) == sought]
-    if decision.situation in ("search", "search_lamp"):
-        verdicts = [f"{thing}, no" for thing in beliefs.just_seen if thing not in found]
-    else:
-        named = next((thing for thing in found if thing in decision.action), (found or [""])[0])
-        before = beliefs.just_seen[: beliefs.just_seen.index(named)] if named else ()
-        verdicts = [f"{thing}, no" for thing in before if thing not in found]
-        verdicts += [f"{named}, yes"] if named else []
-    return f"Looking for {with_article(sought)}: {'; '.join(verdicts) or 'nothing here'}."
+def _seen(decision: Decision, beliefs: Beliefs) -> str | None:
+    """The thing sought if it is in sight, else empty; None where nothing is sought."""
+    if decision.situation in _SEEING:
+        return " ".join(decision.action.split()[1:3])  # "take mug 2 from shelf 1", "use desklamp 1"
+    here = beliefs.contents.get(beliefs.location or "")
+    if decision.situation not in _SEEKING or here is None or beliefs.location in beliefs.closed:
+        return None
+    return None if any(kind_of(thing) == _sought(decision, beliefs) for thing in here) else ""
+
+
+def _sought(decision: Decision, beliefs: Beliefs) -> str:
+    return LAMP if decision.phase == "light" else beliefs.task.target
 
 
 def _slots(decision: Decision, beliefs: Beliefs) -> dict[str, str]:
     task = beliefs.task
-    sought = LAMP if decision.phase == "light" else task.target
+    sought = _sought(decision, beliefs)
     place_kind = decision.action.split()[-2]  # "go to cabinet 2", "open cabinet 2"
     return {
         "target": task.target,
