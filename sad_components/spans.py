@@ -70,6 +70,10 @@ class Span(NamedTuple):
         return Span(self.start + by, self.end + by, self.kind, self.step, self.branch)
 
 
+#: A :class:`Span`, or its values as a plain tuple where many are made and few are kept.
+SpanValues = tuple[int, int, SpanKind, int, bool]
+
+
 def check_cover(spans: Sequence[Span], length: int) -> None:
     """Raises ``ValueError`` unless ``spans`` are ordered, non-empty and cover ``[0, length)``."""
     position = 0
@@ -84,20 +88,19 @@ def check_cover(spans: Sequence[Span], length: int) -> None:
         raise ValueError(f"spans must cover all {length} characters, but they end at {position}")
 
 
-def merge(spans: Iterable[tuple[int, int, SpanKind, int, bool]]) -> list[Span]:
-    """Drops empty spans and joins neighbours of equal kind and step (a branch starts anew).
-
-    Args:
-        spans: in order; :class:`Span`, or a span's values as a plain tuple.
-    """
-    runs: list[list] = []
-    run = [0, -1]  # ends nowhere
+def merge(spans: Iterable[SpanValues]) -> list[Span]:
+    """Drops empty spans and joins neighbours of equal kind and step (a branch starts anew)."""
+    out: list[Span] = []
+    begin, reached, of_kind, of_step, marked = 0, 0, None, 0, False  # the span being made
     for start, end, kind, step, branch in spans:
         if end <= start:
             continue
-        if run[1] == start and run[2] == kind and run[3] == step and not branch:
-            run[1] = end
-        else:
-            run = [start, end, kind, step, branch]
-            runs.append(run)
-    return list(map(Span._make, runs))
+        if start == reached and kind == of_kind and step == of_step and not branch:
+            reached = end
+            continue
+        if reached > begin:
+            out.append(Span(begin, reached, of_kind, of_step, marked))
+        begin, reached, of_kind, of_step, marked = start, end, kind, step, branch
+    if reached > begin:
+        out.append(Span(begin, reached, of_kind, of_step, marked))
+    return out

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sad_components.formats.base import Dialect
-from sad_components.spans import AGENT_KINDS, Span, SpanKind, check_cover, merge
+from sad_components.spans import AGENT_KINDS, Span, SpanKind, SpanValues, check_cover, merge
 from sad_components.trajectory import Message
 
 
@@ -39,7 +39,7 @@ class Renderer:
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
-        self._spans: list[tuple[int, int, SpanKind, int, bool]] = []
+        self._spans: list[SpanValues] = []
         self._literal: list[tuple[int, int]] = []
         self._branch: bool | None = None
         self.length = 0
@@ -61,14 +61,8 @@ class Renderer:
             self._branch = False
         self._spans.append((start, self._grow(text, literal), kind, step, branch))
 
-    def add_spans(
-        self,
-        text: str,
-        spans: Sequence[tuple[int, int, SpanKind, int, bool]],
-        *,
-        literal: bool = True,
-    ) -> None:
-        """Appends text with its spans (relative to it; plain tuples of their values will do)."""
+    def add_spans(self, text: str, spans: Sequence[SpanValues], *, literal: bool = True) -> None:
+        """Appends text with its spans (relative to it)."""
         if not text:
             return
         start = self.length

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from sad_components.formats.base import Evidence, Format, StepCounter
-from sad_components.spans import AGENT_KINDS, Span, SpanKind, merge
+from sad_components.spans import AGENT_KINDS, Span, SpanKind, SpanValues, merge
 from sad_components.trajectory import Message
 
 _FILLER = re.compile(
@@ -95,7 +95,7 @@ def pieces_to_spans(
         steps: the trajectory's count, which goes on here.
         branch: mark the first of the agent's spans as a branch position.
     """
-    spans: list[tuple[int, int, SpanKind, int, bool]] = []
+    spans: list[SpanValues] = []
     position, step, last = 0, 0, None
     for end, kind in pieces:
         if end <= position:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sad_components.formats.base import StepCounter
-from sad_components.spans import Span, SpanKind
+from sad_components.spans import SpanKind, SpanValues
 
 _HEADER = re.compile(
     r"^[ \t]*(?:Observation(?: \d+)?:[ \t]*)?(?:\d+ )?(?:Question|Claim|Task|Q|Instruction)[ \t]*:",
@@ -254,7 +254,7 @@ def spans_of_turns(
     *,
     kind_of: Callable[[str, Mark], SpanKind] | None = None,
     branch: bool = True,
-) -> list[Span]:
+) -> list[SpanValues]:
     """The agent's spans of believed turns: each marker with what follows it, up to the next.
 
     The newline that ends a turn is its stop token and belongs to it; further ones do not.
@@ -266,7 +266,7 @@ def spans_of_turns(
         branch: mark the first span of every turn as a branch position.
     """
     steps = StepCounter()
-    spans: list[Span] = []
+    spans: list[SpanValues] = []
     for index, turn in enumerate(turns):
         limit = turns[index + 1].start if index + 1 < len(turns) else len(text)
         end = turn_end(text, turn, limit)
@@ -275,7 +275,7 @@ def spans_of_turns(
             stop = end if position == last else turn.marks[position + 1].start
             kind = kind_of(text, mark) if kind_of else mark.kind
             step = steps.act() if kind is SpanKind.ACT else steps.reason()
-            spans.append(Span(mark.start, stop, kind, step, branch and position == 0))
+            spans.append((mark.start, stop, kind, step, branch and position == 0))
     return spans
 
 
@@ -301,8 +301,7 @@ def action_end(text: str, start: int, limit: int) -> int:
     if fence >= 0 and not text[start:fence].strip():
         closing = text.find("```", fence + 3, limit)
         return _line_end(text, closing, limit) if closing >= 0 else limit
-    call = _CALL.match(text, start, limit)
-    if call:
+    if call := _CALL.match(text, start, limit):
         closing = _closing_bracket(text, call.end() - 1, limit)
         return _line_end(text, closing if closing >= 0 else first_line, limit)
     if not text[start:first_line].strip():  # "Action:" and the action on the next line

@@ -28,7 +28,7 @@ from sad_components.formats._chatml import is_chatml
 from sad_components.formats._markers import early, is_introduced
 from sad_components.formats.base import Dialect, Evidence, Format, StepCounter, cover
 from sad_components.formats.registry import register_format
-from sad_components.spans import Span, SpanKind
+from sad_components.spans import Span, SpanKind, SpanValues
 from sad_components.trajectory import TrajectoryError
 
 _PROMPT = re.compile(r"^>(?: |$|(?=[A-Za-z]))", re.MULTILINE)
@@ -75,13 +75,13 @@ class AlfWorld(Format):
         if not prompts:
             raise TrajectoryError("no line opens with the prompt '> ', so nothing is cut")
         steps = StepCounter()
-        spans: list[Span] = []
+        spans: list[SpanValues] = []
         for prompt, end in _believed(text, prompts):
-            spans.append(Span(prompt.start, prompt.text_start, SpanKind.CONTEXT))
+            spans.append((prompt.start, prompt.text_start, SpanKind.CONTEXT, 0, False))
             if end > prompt.text_start:
                 kind = SpanKind.REASON if prompt.is_thought else SpanKind.ACT
                 step = steps.reason() if prompt.is_thought else steps.act()
-                spans.append(Span(prompt.text_start, end, kind, step, branch=True))
+                spans.append((prompt.text_start, end, kind, step, True))
         return cover(text, spans)
 
 

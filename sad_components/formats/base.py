@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sad_components.spans import AGENT_KINDS, Span, SpanKind, merge
+from sad_components.spans import AGENT_KINDS, Span, SpanKind, SpanValues, merge
 from sad_components.trajectory import Message, Trajectory, TrajectoryError
 
 
@@ -149,7 +149,7 @@ class StepCounter:
         return step
 
 
-def cover(text: str, known: Iterable[Span]) -> list[Span]:
+def cover(text: str, known: Iterable[SpanValues]) -> list[Span]:
     """Spans over all of ``text`` from those of the agent and the harness's prompts.
 
     Text before the first step is CONTEXT, a later gap is OBSERVATION of the step before it.
@@ -158,18 +158,19 @@ def cover(text: str, known: Iterable[Span]) -> list[Span]:
         text: the whole transcript.
         known: REASON, ACT, and CONTEXT spans inside the episode, in order.
     """
-    out: list[Span] = []
+    out: list[SpanValues] = []
     position, step = 0, 0
     for span in known:
-        if span.start > position:
-            out.append(_gap(position, span.start, step))
-        if span.end > span.start:
+        start, end, _, own_step, _ = span
+        if start > position:
+            out.append(_gap(position, start, step))
+        if end > start:
             out.append(span)
-        position, step = span.end, span.step or step
+        position, step = end, own_step or step
     if position < len(text):
         out.append(_gap(position, len(text), step))
     return merge(out)
 
 
-def _gap(start: int, end: int, step: int) -> Span:
-    return Span(start, end, SpanKind.OBSERVATION if step else SpanKind.CONTEXT, step)
+def _gap(start: int, end: int, step: int) -> SpanValues:
+    return start, end, SpanKind.OBSERVATION if step else SpanKind.CONTEXT, step, False

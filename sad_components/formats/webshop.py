@@ -68,7 +68,7 @@ class WebShop(Format):
         opening = []
         if turns and (reset := _RESET.match(text, turns[0].marks[-1].end)):
             line_end = min(reset.end() + 1, len(text))
-            opening = [Span(turns[0].marks[-1].start, line_end, SpanKind.ACT, 0)]
+            opening = [(turns[0].marks[-1].start, line_end, SpanKind.ACT, 0, False)]
             turns = turns[1:]
         if not turns:
             raise TrajectoryError("no 'Action:' line of the agent, so nothing is cut")
