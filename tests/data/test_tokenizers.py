@@ -9,11 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sad_components.data import HFTokenizer, SpanTokenizer
 from sad_components.data.rendering import render_plain
 from sad_components.data.shipped import resolve_source
-from sad_components.data.tokenizers import SentencePiece, TikToken, as_offset_tokenizer
+from sad_components.data.tokenizers import (
+    OffsetTokenizer,
+    SentencePiece,
+    TikToken,
+    as_offset_tokenizer,
+)
 from sad_components.formats import get_format
 from sad_components.formats.registry import segment
 from sad_components.spans import AGENT_KINDS, SpanKind
@@ -33,6 +40,13 @@ HARD = Trajectory(
     format="react",
 )
 TRAJECTORIES = [*SHIPPED[:6], HARD]
+HOUSEHOLD = HFTokenizer("shipped:household/tokenizer")
+PIECES = st.one_of(
+    st.sampled_from(
+        ["\n", "Thought: a cup", "Café ☕", "你好 😀", "<|im_", "end|>", *HOUSEHOLD.special]
+    ),
+    st.text(max_size=12),
+)
 CORPUS = [m.text for t in SHIPPED[:20] for m in t.messages] + ["你好 😀 Café naïve ☕ drawer 12"]
 
 
@@ -246,6 +260,20 @@ def test_text_is_encoded_as_the_model_sees_it(any_tokenizer):
     text = rendered(SHIPPED[0])
     ids, _ = any_tokenizer.encode(text.text, text.literal)
     assert list(ids) == list(any_tokenizer.encode_text(text.text)[0])
+
+
+@given(st.lists(st.tuples(st.booleans(), PIECES), max_size=8))
+def test_offsets_from_byte_widths_are_those_that_tokenizers_tracks(pieces):
+    text, literal = "", []
+    for is_content, piece in pieces:
+        if is_content and piece:
+            literal.append((len(text), len(text) + len(piece)))
+        text += piece
+    ids, offsets = HOUSEHOLD.encode_arrays(text, literal)
+    expected_ids, expected = OffsetTokenizer.encode_arrays(HOUSEHOLD, text, literal)
+    assert HOUSEHOLD._byte_widths is not None
+    assert ids.tolist() == expected_ids.tolist()
+    assert offsets.tolist() == expected.tolist()
 
 
 def test_behind_a_control_token_hf_text_is_encoded_as_hugging_face_does(folder):
