@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from sad_components.models.checkpoint import (
 )
 from sad_components.models.families import family_of_config
 
-_EPOCH = "epoch_"
 _STATE = Path("recipe_state") / "recipe_state.pt"
 
 
@@ -53,14 +53,17 @@ class HFFolderCheckpointer:
         """The weights under torchtune's names as ``model``, and on resuming what else was saved.
 
         A run with adapters goes on from the base weights and its adapters, any other from the
-        weights of its last epoch.
+        weights of the epoch that the rest was saved with: there may be later ones, of a run that
+        was whole or was stopped while it saved.
 
         Raises:
             ValueError: weights that are not readable, or nothing to resume.
         """
-        state = self._recipe_state() if self._resumes else {}
+        epoch, state = self._recipe_state() if self._resumes else (None, {})
         resumed = self._resumes and ADAPTER_KEY not in state
-        folder = self._last_epoch() if resumed else self._checkpoint_dir
+        folder = self._epoch_folder(epoch) if resumed else self._checkpoint_dir
+        if not folder.is_dir():
+            raise ValueError(f"a resumed run needs the weights of its last epoch in {folder}")
         checkpoint = load_hf_folder(folder)
         return {**state, MODEL_KEY: self._family.to_tune(checkpoint.state_dict, self._config)}
 
@@ -88,35 +91,33 @@ class HFFolderCheckpointer:
                 "save_adapter_weights_only: false, which merges them"
             )
         weights = state_dict[MODEL_KEY]
-        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+        config = {k: v for k, v in self._config.items() if k != "dtype"}  # transformers 5's name
+        config["torch_dtype"] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
         has_tokenizer = any((self._checkpoint_dir / name).is_file() for name in TOKENIZER_FILES)
         save_hf_folder(
-            self._output_dir / f"{_EPOCH}{epoch}",
+            self._epoch_folder(epoch),
             self._family.to_hf(weights, self._config),
-            {**self._config, "torch_dtype": dtype},
+            config,
             self._checkpoint_dir if has_tokenizer else None,
         )
         if intermediate_checkpoint:
+            state = {k: v for k, v in state_dict.items() if k != MODEL_KEY}
             file = self._output_dir / _STATE
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({k: v for k, v in state_dict.items() if k != MODEL_KEY}, file)
+            aside = file.with_suffix(".writing")
+            torch.save({"epoch": epoch, "state": state}, aside)
+            os.replace(aside, file)
 
-    def _recipe_state(self) -> dict[str, Any]:
+    def _recipe_state(self) -> tuple[int, dict[str, Any]]:
+        """The epoch that ended when it was saved, and what the recipe asked to keep."""
         file = self._output_dir / _STATE
         if not file.is_file():
             raise ValueError(
                 f"a resumed run needs {file}, which is written after every epoch but the last; "
                 "set resume_from_checkpoint: false to begin anew"
             )
-        return torch.load(file, map_location="cpu", weights_only=True)
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        return saved["epoch"], saved["state"]
 
-    def _last_epoch(self) -> Path:
-        folders = [
-            f for f in self._output_dir.glob(f"{_EPOCH}*") if f.name[len(_EPOCH) :].isdigit()
-        ]
-        if not folders:
-            raise ValueError(
-                f"a resumed run needs the weights of its last epoch in {_EPOCH}N, but "
-                f"{self._output_dir} has none"
-            )
-        return max(folders, key=lambda f: int(f.name[len(_EPOCH) :]))
+    def _epoch_folder(self, epoch: int) -> Path:
+        return self._output_dir / f"epoch_{epoch}"

@@ -95,6 +95,9 @@ def test_what_was_read_is_written(name, tmp_path):
     before, after = tensors(folder), tensors(tmp_path / "epoch_0")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+    half = {key: value.bfloat16() for key, value in loaded["model"].items()}
+    checkpointer.save_checkpoint({"model": half}, epoch=1)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "epoch_1").dtype == torch.bfloat16
     assert not (tmp_path / "recipe_state").exists()
 
 
@@ -118,8 +121,9 @@ def test_torchtunes_recipe_trains_gpt2_and_goes_on_after_an_epoch(parts, tmp_pat
     assert (embeddings[0] - embeddings[1]).abs().max() > 1e-4
 
     whole = tensors("out/epoch_1")
-    (tmp_path / "out" / "epoch_1").rename("elsewhere")
-    run_full(OmegaConf.create({**CFG, "resume_from_checkpoint": True}))
+    run_full(  # epoch_1 lies there, but the recipe's state is that after epoch_0
+        OmegaConf.create({**CFG, "resume_from_checkpoint": True})
+    )
     resumed = tensors("out/epoch_1")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
@@ -146,6 +150,7 @@ def test_mistakes_are_explained(tmp_path):
     with pytest.raises(ValueError, match="save_adapter_weights_only: false"):
         checkpointer.save_checkpoint({"adapter": {}}, epoch=0, adapter_only=True)
     (tmp_path / "out" / "recipe_state").mkdir(parents=True)
-    torch.save({}, tmp_path / "out" / "recipe_state" / "recipe_state.pt")
-    with pytest.raises(ValueError, match="has none"):
+    saved = {"epoch": 2, "state": {}}
+    torch.save(saved, tmp_path / "out" / "recipe_state" / "recipe_state.pt")
+    with pytest.raises(ValueError, match=r"weights of its last epoch in .*epoch_2"):
         checkpointer.load_checkpoint()
