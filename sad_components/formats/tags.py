@@ -64,7 +64,7 @@ def elements(text: str) -> Iterator[Element]:
     """Tagged stretches in order; tags inside an open element are its text."""
     tags = [Tag(*m.span(), m["name"].lower(), bool(m["close"])) for m in _TAG.finditer(text)]
     last_close = {tag.name: tag.start for tag in tags if tag.is_closing}
-    inner = _inner_closings(tags)
+    inner, reopened = _inner_closings(tags), _reopened(tags)
     opened: Tag | None = None
     for tag in tags:
         if opened is not None:
@@ -73,8 +73,8 @@ def elements(text: str) -> Iterator[Element]:
                     yield Element(opened.start, tag.end, tag.kind)
                     opened = None
                 continue
-            closes_later = last_close.get(opened.name, -1) > opened.start
-            if closes_later or tag.is_closing or tag.kind is SpanKind.REASON:
+            closes = last_close.get(opened.name, -1) > opened.start and opened.start not in reopened
+            if closes or tag.is_closing or tag.kind is SpanKind.REASON:
                 continue
             yield Element(opened.start, tag.start, opened.kind)
             opened = None
@@ -101,6 +101,18 @@ def _inner_closings(tags: Sequence[Tag]) -> set[int]:
             inner.add(tag.start)
         behind[tag.name] = following = tag
     return inner
+
+
+def _reopened(tags: Sequence[Tag]) -> set[int]:
+    """Starts of thoughts that were never closed: before a closing tag comes the next thought's."""
+    reopened: set[int] = set()
+    behind: dict[str, Tag] = {}
+    for tag in reversed(tags):
+        following = behind.get(tag.name)
+        if following and tag.kind is SpanKind.REASON and not tag.is_closing | following.is_closing:
+            reopened.add(tag.start)
+        behind[tag.name] = tag
+    return reopened
 
 
 def cut_tags(text: str, *, has_call: bool = False) -> list[Piece]:

@@ -66,6 +66,21 @@ def test_unclosed_thought_ends_at_the_action(assert_turns):
     )
 
 
+@pytest.mark.parametrize("later", ["<think>d</think>", "<think>d <think>e</think></think>"])
+def test_an_unclosed_thought_does_not_reach_for_a_later_ones_end(assert_text, later):
+    assert_text(
+        "tags",
+        [
+            ("c", "Task\n"),
+            ("r", "<think>a\n"),
+            ("a", "<action>b</action>"),
+            ("o", "\n<observation>c</observation>\n"),
+            ("r", later),
+            ("a", "<action>f</action>"),
+        ],
+    )
+
+
 def test_made_up_observation_is_not_learnt(assert_turns):
     turn = [
         ("a", "<search>x</search>\n"),
