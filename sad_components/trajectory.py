@@ -65,8 +65,8 @@ class Message:
 
     @property
     def is_learnt(self) -> bool:
-        """Whether an agent turn may be supervised (its ``weight`` is not 0)."""
-        return self.weight is None or self.weight != 0
+        """Whether an agent turn may be supervised: ``weight`` is not 0, and it is no example."""
+        return self.weight != 0 and not self.extra.get("is_demo")
 
     @classmethod
     def from_dict(cls, record: Any) -> Message:
@@ -81,10 +81,16 @@ class Message:
             bad = [p for p in content if not isinstance(p, dict)]
             if bad:
                 raise TrajectoryError(f"content parts are JSON objects; got {bad[0]!r}")
+            bad = [p["text"] for p in content if not isinstance(p.get("text"), str | None)]
+            if bad:
+                raise TrajectoryError(f"a content part's text is a string; got {bad[0]!r:.80}")
         elif content is not None and not isinstance(content, str):
             raise TrajectoryError(
                 f"content is a string, a list of parts or null; got {type(content).__name__}"
             )
+        reasoning = record.get("reasoning_content")
+        if not isinstance(reasoning, str | None):
+            raise TrajectoryError(f"reasoning_content is a string; got {reasoning!r:.80}")
         weight = record.get("weight")
         if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float)):
             raise TrajectoryError(f"weight is a number, 0 for 'not learnt'; got {weight!r}")
@@ -93,6 +99,9 @@ class Message:
             not isinstance(calls, list) or not all(isinstance(c, dict) for c in calls)
         ):
             raise TrajectoryError("tool_calls is a list of JSON objects; got " + repr(calls)[:80])
+        for call in calls or ():
+            if not isinstance(call.get("function"), dict | None):
+                raise TrajectoryError(f"a tool call's function is a JSON object; got {call!r:.80}")
         token_ids, logprobs = record.get("token_ids"), record.get("logprobs")
         for name, value in (("token_ids", token_ids), ("logprobs", logprobs)):
             if not isinstance(value, list | None):
@@ -219,6 +228,8 @@ def iter_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # a mark that Windows puts there
             try:
                 yield number, json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
@@ -262,7 +273,16 @@ def write_jsonl(path: str | os.PathLike, trajectories: Iterable[Trajectory]) -> 
     count = 0
     with open(aside, "w", encoding="utf-8") as handle:
         for trajectory in trajectories:
-            handle.write(json.dumps(trajectory.to_dict(), ensure_ascii=False) + "\n")
+            handle.write(_json_line(trajectory.to_dict()) + "\n")
             count += 1
     os.replace(aside, path)
     return count
+
+
+def _json_line(record: dict[str, Any]) -> str:
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:  # half a character, as cut-off texts have: UTF-8 has none
+        return json.dumps(record)
+    return line

@@ -102,6 +102,7 @@ def test_text_joins_text_parts_and_leaves_out_the_others():
 @pytest.mark.parametrize(("weight", "learnt"), [(None, True), (1, True), (0, False), (0.0, False)])
 def test_weight_zero_is_not_learnt(weight, learnt):
     assert Message("assistant", "x", weight=weight).is_learnt is learnt
+    assert not Message("assistant", "x", weight=weight, extra={"is_demo": True}).is_learnt
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,9 @@ def test_weight_zero_is_not_learnt(weight, learnt):
         ({"messages": [{"role": "user", "content": ["x"]}]}, "parts are JSON objects; got 'x'"),
         ({"messages": [{"role": "user", "weight": True}]}, "weight is a number.*got True"),
         ({"messages": [{"role": "user", "tool_calls": "x"}]}, "tool_calls is a list"),
+        ({"messages": [{"role": "user", "content": [{"text": 5}]}]}, "part's text is a string"),
+        ({"messages": [{"role": "user", "reasoning_content": ["x"]}]}, "reasoning_content is a st"),
+        ({"messages": [{"role": "user", "tool_calls": [{"function": "f"}]}]}, "function is a JSON"),
         (
             {"messages": [{"role": "assistant", "token_ids": [1], "logprobs": []}]},
             "equally long; got 1 and 0",
@@ -152,6 +156,18 @@ def test_bytes_that_are_not_utf8_name_file_and_line(tmp_path):
     path.write_bytes(json.dumps(PLAIN.to_dict()).encode() + b'\n{"messages": "\xff"}\n')
     with pytest.raises(TrajectoryError, match=r"rows.jsonl:2: .*UTF-8"):
         list(read_jsonl(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(PLAIN.to_dict()) + "\n", encoding="utf-8-sig")
+    assert list(read_jsonl(path)) == [PLAIN]
+
+
+def test_half_a_character_survives_a_round_trip(tmp_path):
+    cut = Trajectory([Message("user", "caf\u00e9 \ud83d")])
+    write_jsonl(tmp_path / "rows.jsonl", [cut, PLAIN])
+    assert list(read_jsonl(tmp_path / "rows.jsonl")) == [cut, PLAIN]
 
 
 def test_an_empty_file_is_an_error(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sad_components.data.rendering import render_chatml
 from sad_components.formats import get_format
 from sad_components.formats.registry import segment, to_trajectory
 from sad_components.trajectory import TrajectoryError
@@ -89,6 +90,17 @@ def test_history_with_calls_and_a_demonstration():
         ("act", "```\nsubmit\n```"),
     ]
     assert trajectory.messages[5].tool_call_id == "c"
+
+
+def test_the_calls_of_a_demonstration_are_not_learnt():
+    call = {"type": "function", "function": {"name": "bash", "arguments": "{}"}}
+    demo = {"role": "assistant", "content": "Do.", "tool_calls": [call], "is_demo": True}
+    task = {"role": "user", "content": "the issue"}
+    turn = {"role": "assistant", "content": "Look.", "thought": "Look.", "action": "ls"}
+    trajectory = to_trajectory({"history": [demo, task, turn]}, get_format("sweagent"))
+    rendered = render_chatml(trajectory.messages, segment(trajectory))
+    learnt = "".join(rendered.text[s.start : s.end] for s in rendered.spans if s.kind in (1, 2))
+    assert learnt == "Look.<|im_end|>"
 
 
 def test_entry_of_another_shape():
