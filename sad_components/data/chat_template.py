@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from sad_components.trajectory import TrajectoryError
+
 #: ``apply(messages, add_generation_prompt) -> text``: a chat template as a function.
 ApplyTemplate = Callable[[list[dict[str, Any]], bool], str]
 
@@ -22,15 +24,16 @@ def compile_template(source: str, variables: dict[str, Any] | None = None) -> Ap
         ``apply(messages, add_generation_prompt) -> text``.
 
     Raises:
-        ValueError: the template is not valid Jinja, or it refuses the conversation (its own
-            message is passed on).
+        ValueError: the template is not valid Jinja.
+        TrajectoryError: by what is returned: the template refuses the conversation (its own
+            message is passed on), or fails on it.
     """
     from jinja2.exceptions import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def raise_exception(message: str) -> None:
-        raise ValueError(f"the chat template refused the conversation: {message}")
+        raise TrajectoryError(f"the chat template refused the conversation: {message}")
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
@@ -51,8 +54,12 @@ def compile_template(source: str, variables: dict[str, Any] | None = None) -> Ap
             return template.render(
                 messages=messages, add_generation_prompt=add_generation_prompt, **known
             )
-        except TemplateError as error:
-            raise ValueError(f"the chat template failed on the conversation: {error}") from None
+        except TrajectoryError:
+            raise
+        except Exception as error:  # a template runs whatever code it likes on the conversation
+            raise TrajectoryError(
+                f"the chat template failed on the conversation: {error or type(error).__name__}"
+            ) from None
 
     return apply
 

@@ -175,6 +175,23 @@ def test_a_template_that_refuses_says_so(react):
         compile_template("{% for %}")
 
 
+@pytest.mark.parametrize("broken", ["{{ 'a' + 1 }}", "{{ 1 // 0 }}", "{{ m.n.o }}"])
+def test_a_template_that_fails_on_a_conversation_refuses_that_one(react, broken):
+    with pytest.raises(TrajectoryError, match="template failed on the conversation: "):
+        template(react(1), broken)
+
+
+def test_a_template_that_reads_arguments_as_an_object():
+    """As Qwen3-Coder's does: what stands in for them is a text, on which it fails."""
+    call = {"function": {"name": "look", "arguments": '{"at": "shelf"}'}}
+    items = "{% for k, v in c.function.arguments|items %}<{{ k }}>{{ v }}{% endfor %}"
+    source = CHATML.replace("{{ c.function | tojson }}", items)
+    turns = Message("user", "Go."), Message("assistant", "Hm.", tool_calls=[call])
+    rendered = template(openai(*turns), source)
+    act = "<tool_call>\n<at>shelf</tool_call><|im_end|>"
+    assert parts(rendered)[1:3] == [("reason", "Hm."), ("act", act)]
+
+
 def two_thoughts():
     return openai(
         Message("user", "Go."),
