@@ -102,7 +102,7 @@ def _outside(count: int, least: int | None, most: int | None, unit: str) -> str 
 
 
 def content_digest(trajectory: Trajectory) -> bytes:
-    """16 bytes, equal for conversations that differ in nothing but blanks and ids."""
+    """16 bytes, equal for conversations that differ in blanks of their texts and in ids only."""
     turns = [_content(message) for message in trajectory.messages]
     plain = json.dumps(turns, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -30,11 +30,16 @@ _PARTS = ("thinking", "redacted_thinking", "tool_use", "tool_result")
 
 def chat_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The row with its chat in OpenAI's shape under ``messages``; the row itself if it is so."""
-    key = next((k for k in _LIST_KEYS if _is_chat(row.get(k))), None)
+    key = chat_key(row)
     if key is None or (key == "messages" and not any(_is_foreign(m) for m in row[key])):
         return row
     messages = [turn for message in row[key] for turn in _turns(message)]
     return {**{k: v for k, v in row.items() if k != key}, "messages": messages}
+
+
+def chat_key(row: Mapping[str, Any]) -> str | None:
+    """The key under which the row holds a chat, or None."""
+    return next((k for k in _LIST_KEYS if _is_chat(row.get(k))), None)
 
 
 def _is_chat(value: Any) -> bool:
@@ -51,7 +56,7 @@ def _is_foreign(message: Mapping[str, Any]) -> bool:
         "from" in message
         or (isinstance(message.get("role"), str) and message["role"] in _ROLES)
         or isinstance(message.get("function_call"), Mapping)
-        or (isinstance(message.get("reasoning"), str) and "reasoning_content" not in message)
+        or (isinstance(message.get("reasoning"), str) and not message.get("reasoning_content"))
         or any(part.get("type") in _PARTS for part in _parts(message.get("content")))
     )
 
@@ -70,7 +75,9 @@ def _turns(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     turn["role"] = _ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
     if "content" not in turn and "value" in turn:
         turn["content"] = turn.pop("value")
-    calls = [_tool_call(turn.pop("function_call"))] if turn.get("function_call") else []
+    calls = []
+    if turn.get("function_call") and isinstance(turn["function_call"], Mapping):
+        calls.append(_tool_call(turn.pop("function_call")))
     if speaker == "function_call" and (call := _json_call(turn.get("content"))):
         turn["content"] = None
         calls.append(call)
@@ -91,8 +98,9 @@ def _with_parts(turn: dict[str, Any], calls: list[dict[str, Any]]) -> Iterator[d
             yield _tool_result(part)
     if parts:
         turn["content"] = [p for p in parts if p.get("type") not in _PARTS]
-    if calls:
-        turn["tool_calls"] = [*(turn.get("tool_calls") or []), *calls]
+    known = turn.get("tool_calls") or []
+    if calls and isinstance(known, list):  # else the message is refused for them
+        turn["tool_calls"] = [*known, *calls]
     if turn.get("content") or turn["role"] == "assistant" or not parts:
         yield turn
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sad_components.formats._shapes import chat_row
+from sad_components.formats._shapes import chat_key, chat_row
 from sad_components.formats.base import Evidence, Format, messages_from_spans
 from sad_components.spans import Span, check_cover
 from sad_components.trajectory import Message, Trajectory, TrajectoryError
@@ -59,11 +59,9 @@ def is_format(name: object) -> bool:
 
 
 def flat_text(row: Mapping[str, Any]) -> str | None:
-    """The flat transcript a row holds, or None."""
-    for key in TEXT_KEYS:
-        if isinstance(row.get(key), str):
-            return row[key]
-    return None
+    """The flat transcript a row holds, or None; a chat beside it goes before it."""
+    text = next((row[key] for key in TEXT_KEYS if isinstance(row.get(key), str)), None)
+    return None if text is None or chat_key(row) else text
 
 
 def all_evidence(row: Mapping[str, Any]) -> dict[str, Evidence]:

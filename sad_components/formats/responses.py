@@ -2,9 +2,10 @@
 
 Items become chat messages: a reasoning item is the ``reasoning_content`` of the agent's turn it
 opens, a ``function_call`` a tool call of that turn (parallel calls share one turn), a
-``function_call_output`` a tool message. The turns are then cut as OpenAI chat is. A reasoning item
-without visible text (encrypted, or an empty summary) leaves nothing to learn; the row notes how
-many there were.
+``function_call_output`` a tool message. Beside ``output``, ``instructions`` are the system's turn
+and an ``input`` that is one text is the user's. The turns are then cut as OpenAI chat is. A
+reasoning item without visible text (encrypted, or an empty summary) leaves nothing to learn; the
+row notes how many there were.
 """
 
 from __future__ import annotations
@@ -43,12 +44,16 @@ class Responses(OpenAIChat):
 
     def row_to_trajectory(self, row: Mapping[str, Any]) -> Trajectory:
         turns = _Turns()
+        opening = _opening(row)
+        for item in opening:
+            turns.add(item)
         for index, item in enumerate(_items(row)):
             try:
                 turns.add(item)
             except TrajectoryError as error:
                 raise TrajectoryError(f"item {index}: {error}") from None
-        rest = {k: v for k, v in row.items() if k not in _ITEM_KEYS}
+        used = (*_ITEM_KEYS, *(["instructions"] if opening else []))
+        rest = {k: v for k, v in row.items() if k not in used}
         trajectory = Trajectory.from_dict({**rest, "messages": turns.finish()})
         if turns.hidden:
             note = f"{turns.hidden} reasoning item(s) without visible text: nothing to learn there"
@@ -126,6 +131,14 @@ def _items(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The row's items: ``input`` and ``output`` joined, or the one list that it has."""
     lists = [row[k] for k in _ITEM_KEYS if isinstance(row.get(k), list)]
     return [item for items in lists for item in items if isinstance(item, Mapping)]
+
+
+def _opening(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What goes before the items of a response: instructions, and an input that is one text."""
+    if not isinstance(row.get("output"), list):
+        return []
+    said = [("system", row.get("instructions")), ("user", row.get("input"))]
+    return [{"role": role, "content": t} for role, t in said if isinstance(t, str) and t]
 
 
 def _call(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,6 +125,13 @@ def test_responses_rendered_reasoning_and_calls_are_the_agents():
     assert "two" not in by_kind[1] + by_kind[2]
 
 
+def test_responses_input_may_be_one_text():
+    row = {"instructions": "policy", "input": "question", "output": ITEMS[2:]}
+    assert to_trajectory(row, get_format("responses")) == to_trajectory(
+        {"items": ITEMS}, get_format("responses")
+    )
+
+
 def test_responses_item_of_unknown_type():
     row = {"messages": [*ITEMS, {"type": "computer_call"}]}
     with pytest.raises(TrajectoryError, match=r"item 12: .*computer_call"):

@@ -103,6 +103,16 @@ def test_names(own_registry):
         formats.register_format(Other)
 
 
+def test_a_chat_goes_before_a_text_beside_it():
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Action: a"}]
+    row = {"messages": turns, "text": "<|user|>q<|assistant|>Action: a"}
+    format, _ = registry.detect([row])
+    trajectory = to_trajectory(row, format)
+    assert format.name == "react"
+    assert [m.text for m in trajectory.messages] == ["q", "Action: a"]
+    assert trajectory.meta == {"text": row["text"]}
+
+
 def test_flat_text_round_trips_through_the_record():
     row = {"raw": ALFWORLD, "env": "alfworld", "source": "here", "format": "as found"}
     trajectory = to_trajectory(row, formats.get_format("alfworld"))

@@ -109,6 +109,18 @@ def test_parts_that_think_call_and_answer():
 def test_reasoning_beside_the_content():
     row = {"messages": [{"role": "assistant", "content": "Hi.", "reasoning": "Greet."}]}
     assert cut(row)[1] == [("assistant", "Hi.", "Greet.", [], [SpanKind.ACT])]
+    row["messages"][0]["reasoning_content"] = None
+    assert cut(row)[1] == [("assistant", "Hi.", "Greet.", [], [SpanKind.ACT])]
+
+
+def test_a_function_call_that_is_none_stays_where_it_was():
+    row = {"messages": [{"from": "gpt", "value": "Hi.", "function_call": "auto"}]}
+    trajectory, turns = cut(row)
+    assert turns == [("assistant", "Hi.", None, [], [SpanKind.ACT])]
+    assert trajectory.messages[0].extra == {"function_call": "auto"}
+    row["messages"][0] |= {"function_call": {"name": "f"}, "tool_calls": 5}
+    with pytest.raises(TrajectoryError, match=r"tool_calls is a list of JSON objects; got 5"):
+        cut(row)
 
 
 @pytest.mark.parametrize(
