@@ -55,6 +55,7 @@ def check_tokenizers(tokenizer: OffsetTokenizer, folders: Iterable[Path | None])
         if list(HFTokenizer(str(folder)).encode_text(_PROBE)[0]) != expected:
             raise ValueError(
                 f"{folder} holds a tokenizer that gives a text other ids than the config's "
-                "tokenizer: a KL needs one shared vocabulary. Name the tokenizer that teacher and "
-                "student have in common, or take a student of the teacher's family"
+                "tokenizer: its model knows other tokens by them, and a KL needs one shared "
+                "vocabulary. Name the tokenizer that teacher and student have in common, or take a "
+                "student of the teacher's family"
             )
