@@ -91,7 +91,7 @@ def check_cover(spans: Sequence[Span], length: int) -> None:
 def merge(spans: Iterable[SpanValues]) -> list[Span]:
     """Drops empty spans and joins neighbours of equal kind and step (a branch starts anew)."""
     out: list[Span] = []
-    begin, reached, of_kind, of_step, marked = 0, 0, None, 0, False  # the span being made
+    begin, reached, of_kind, of_step, marked = 0, 0, SpanKind.CONTEXT, 0, False  # being made
     for start, end, kind, step, branch in spans:
         if end <= start:
             continue

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sad_components.data.shipped import resolve_folder
+from sad_components.data.words import WordTable
 
 #: Token ids and, per token, the half-open character range it covers.
 Encoded = tuple[list[int], list[tuple[int, int]]]
@@ -156,6 +157,7 @@ class HFTokenizer(OffsetTokenizer):
         )
         self.chat_template = _template_source(chat_template, config, folder)
         self._byte_widths = self._find_byte_widths()
+        self._words = WordTable.of(self.backend) if self._byte_widths is not None else None
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         self.template_variables = {n: _token_text(config.get(n)) or "" for n in names}
 
@@ -179,9 +181,7 @@ class HFTokenizer(OffsetTokenizer):
         control = list(self._control_tokens(text, literal))
         bounds = [0, *(at for start, end, _ in control for at in (start, end)), len(text)]
         pieces = [text[a:b] for a, b in zip(bounds[::2], bounds[1::2])]
-        unique = list(dict.fromkeys(pieces))  # what a template writes comes with every turn
-        encodings = self.backend.encode_batch_fast(unique, add_special_tokens=False)
-        ids_of = {piece: encoding.ids for piece, encoding in zip(unique, encodings)}
+        ids_of = self._ids_of(pieces)
         ids: list[int] = []
         counts = []  # tokens up to the end of each piece
         for piece, following in zip(pieces, [*control, None]):
@@ -196,6 +196,16 @@ class HFTokenizer(OffsetTokenizer):
         if (starts[counts] != expected).any() or (ends[counts] != expected).any():
             return super().encode_arrays(text, literal)  # something of the text is in no token
         return tokens, np.array([starts[:-1], ends[1:]]).T
+
+    def _ids_of(self, pieces: Sequence[str]) -> dict[str, list[int]]:
+        """The ids of each piece, once: what a template writes comes with every turn."""
+        found: dict[str, list[int]] = {}
+        if self._words is not None:
+            found = {piece: self._words.encode(piece) for piece in set(pieces) if piece.isascii()}
+        rest = list(set(pieces) - found.keys())
+        encodings = self.backend.encode_batch_fast(rest, add_special_tokens=False) if rest else []
+        found.update((piece, encoding.ids) for piece, encoding in zip(rest, encodings))
+        return found
 
     def _find_byte_widths(self) -> np.ndarray | None:
         """Bytes of text per token id, shape [V]; None unless tokens are the text's own bytes.

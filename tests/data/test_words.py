@@ -1,0 +1,80 @@
+"""A table of words gives exactly the ids that the tokenizer itself gives."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+
+from sad_components.data import HFTokenizer, words
+from sad_components.data.words import WordTable
+
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+DIGITS = pre_tokenizers.Digits(individual_digits=True)
+SPLIT = pre_tokenizers.Split(Regex(r"\w+|\W"), "isolated")
+
+
+def household(pre_tokenizer):
+    """The shipped vocabulary behind another cut into words."""
+    backend = Tokenizer.from_str(HFTokenizer("shipped:household/tokenizer").backend.to_str())
+    backend.encode_special_tokens = True
+    backend.pre_tokenizer = pre_tokenizer
+    return backend
+
+
+BACKENDS = {
+    "smollm2": household(pre_tokenizers.Sequence([DIGITS, BYTES])),
+    "gpt2": household(BYTES),
+}
+PIECES = st.one_of(
+    st.text(st.characters(max_codepoint=127), max_size=6),
+    st.text(" \n\t\r\v\f\x1c\x1f'1a.", max_size=8),
+    st.sampled_from(["I'll", " don't", "'S", "  12", "<|im_end|>", "drawer 12\n", " ..."]),
+)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@given(pieces=st.lists(PIECES, max_size=12))
+def test_ids_are_the_tokenizers_own(name, pieces):
+    text = "".join(pieces)
+    table = WordTable.of(BACKENDS[name])
+    expected = BACKENDS[name].encode(text, add_special_tokens=False).ids
+    assert table.encode(text) == expected
+    assert table.encode(text) == expected  # from the table now
+
+
+def test_a_full_table_starts_anew(monkeypatch):
+    monkeypatch.setattr(words, "MAX_WORDS", 2)
+    backend = BACKENDS["gpt2"]
+    table = WordTable.of(backend)
+    for text in ("a cup of tea", "go to drawer 12", "a cup of tea"):
+        assert table.encode(text) == backend.encode(text, add_special_tokens=False).ids
+        assert len(table._ids) <= 4
+
+
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [
+        pre_tokenizers.Sequence([]),
+        SPLIT,
+        pre_tokenizers.ByteLevel(add_prefix_space=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        pre_tokenizers.Sequence([SPLIT, BYTES]),
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), BYTES]),
+    ],
+    ids=str,
+)
+def test_no_table_for_words_cut_another_way(pre_tokenizer):
+    backend = household(BYTES)
+    backend.pre_tokenizer = pre_tokenizer
+    assert WordTable.of(backend) is None
+
+
+def test_no_table_where_the_text_is_changed_or_cut_before_its_words():
+    lower = household(BYTES)
+    lower.normalizer = normalizers.Lowercase()
+    assert WordTable.of(lower) is None
+    cut = household(BYTES)
+    cut.add_tokens([AddedToken("drawer", normalized=False)])
+    assert WordTable.of(cut) is None
