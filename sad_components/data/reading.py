@@ -87,17 +87,20 @@ class SourceReader:
     def _kept(self, raw: RawRow, seen: set[bytes] | None) -> Iterator[TokenizedTrajectory]:
         """The rows of one record; what is left out goes into the report."""
         name = str(raw.record.get("id") or self._prefix + raw.where)
+        left_out: list[str] = []
         try:
             trajectory = to_trajectory(raw.record, self._format or self._chosen(raw.record))
             name = trajectory.id or name
             digest = content_digest(trajectory) if seen is not None else None
             reason = self._refusal(trajectory, digest, seen or ())
-            rows = [] if reason else self.transform.rows(trajectory)
+            rows = [] if reason else self.transform.rows(trajectory, left_out)
         except TrajectoryError as error:
             self.report.skipped[str(error)].append(name)
             return
         if reason:
             self.report.dropped[reason].append(name)
+        for why in left_out:
+            self.report.skipped[f"one turn: {why}"].append(name)
         for row in rows:
             if reason := self.filters.refuse_row(row):
                 self.report.dropped[reason].append(name)

@@ -186,13 +186,20 @@ def turn_steps(messages: Sequence[Message], content_spans: Sequence[Sequence[Spa
     for message, spans in zip(messages, content_spans, strict=True):
         if spans:
             current = max(current, spans[-1].step)
-        elif message.role == "assistant" and (message.tool_calls or message.reasoning_content):
+        elif _acts_outside_its_content(message):
             current += not open_thought
         if message.role == "assistant":
             acted = bool(message.tool_calls) or SpanKind.ACT in [s.kind for s in spans]
             open_thought = not acted and message.is_learnt
         steps.append(spans[-1].step if spans else current)
     return steps
+
+
+def _acts_outside_its_content(message: Message) -> bool:
+    """Whether an agent's turn, no demonstration, has calls or reasoning beside its content."""
+    if message.role != "assistant" or message.extra.get("is_demo"):
+        return False
+    return bool(message.tool_calls or message.reasoning_content)
 
 
 def agent_kinds(message: Message) -> tuple[SpanKind, SpanKind]:

@@ -65,7 +65,10 @@ class DataReport:
         """For people: what was kept, cut and left out."""
         total = sum(self.tokens.values())
         kinds = ", ".join(f"{k} {n:,}" for k, n in self.tokens.items())
-        out = [f"{self.source}: {self.kept} of {self.rows} rows, {total:,} tokens ({kinds})"]
+        of = f"of {self.rows} rows"
+        if self.kept > self.rows:
+            of = f"rows of {self.rows} records"  # one a turn
+        out = [f"{self.source}: {self.kept} {of}, {total:,} tokens ({kinds})"]
         if self.truncated:
             out.append(
                 f"  cut at a step boundary to fit max_seq_len: {self.truncated} rows, "

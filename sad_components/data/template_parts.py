@@ -240,21 +240,23 @@ def _texts(message: Message, turn: int) -> list[Slot]:
 
 
 def _find_part(find: Callable[..., int], slot: Slot, position: int) -> list[Part] | None:
-    """The slot's text, whole or stripped; of a call that is no JSON there, the strings in it."""
+    """The slot's text, whole or stripped; of a call that is no JSON there, the values in it."""
     for text in (slot.text, slot.text.strip()):
         if (start := find(text, position)) >= 0:
             return [Part(slot, start, start + len(text))]
     parts = []
-    for text in _strings(slot.text) if slot.part == "call" else ():
-        if (start := find(text, position)) < 0:
+    for spellings in _values(slot.text) if slot.part == "call" else ():
+        found = [(start, len(text)) for text in spellings if (start := find(text, position)) >= 0]
+        if not found:
             return None
-        position = start + len(text)
+        start, length = min(found)
+        position = start + length
         parts.append(Part(slot, start, position))
     return parts or None
 
 
-def _strings(arguments: str) -> Iterator[str]:
-    """The non-blank strings among the values of a JSON text."""
+def _values(arguments: str) -> Iterator[tuple[str, ...]]:
+    """The values in a JSON text, blank ones aside, each as JSON and Python spell it."""
     try:
         values = [json.loads(arguments)]
     except json.JSONDecodeError:
@@ -263,8 +265,10 @@ def _strings(arguments: str) -> Iterator[str]:
         value = values.pop()
         if isinstance(value, dict | list):
             values += reversed(list(value.values() if isinstance(value, dict) else value))
-        elif isinstance(value, str) and value.strip():
-            yield value
+        elif not isinstance(value, str):
+            yield json.dumps(value), str(value)
+        elif value.strip():
+            yield (value,)
 
 
 def _stand_ins(turn: int, record: dict[str, Any], slots: list[Slot]) -> dict[str, Any]:
@@ -301,7 +305,8 @@ def _unquoted(pattern: str, start: int, end: int, slot: Slot) -> tuple[int, int]
 
 def _call_record(call: dict[str, Any]) -> dict[str, Any]:
     """A tool call with its arguments as an object when they are JSON (templates differ)."""
-    function = dict(call.get("function") or {})
+    flat = {key: call[key] for key in ("name", "arguments") if key in call}
+    function = dict(call.get("function") or flat)
     if isinstance(function.get("arguments"), str):
         try:
             function["arguments"] = json.loads(function["arguments"])

@@ -188,18 +188,34 @@ class SpanTokenizer:
         real.shuffle_spans = None
         return real
 
-    def rows(self, trajectory: Trajectory) -> list[TokenizedTrajectory]:
+    def rows(
+        self, trajectory: Trajectory, left_out: list[str] | None = None
+    ) -> list[TokenizedTrajectory]:
         """Tokenised rows, cut to ``max_seq_len``.
 
+        Args:
+            trajectory: what to tokenise.
+            left_out: gets the reason for each turn of ``on_rewrite: per_turn`` that makes no row.
+
         Raises:
-            NotSupervised: no REASON or ACT token, or none left after truncation.
+            NotSupervised: no REASON or ACT token, or none left after truncation, in any row.
         """
-        return [self._row(r, trajectory) for r in self.render(trajectory)]
+        rows, reasons = [], []
+        for rendered in self.render(trajectory):
+            try:
+                rows.append(self._row(rendered, trajectory))
+            except NotSupervised as error:
+                reasons.append(str(error))
+        if not rows:
+            raise NotSupervised(reasons[0] if reasons else "no agent turn is to be learnt")
+        if left_out is not None:
+            left_out += reasons
+        return rows
 
     def _row(self, rendered: Rendered, trajectory: Trajectory) -> TokenizedTrajectory:
         row = align(rendered, *self.tokenizer.encode_arrays(rendered.text, rendered.literal))
         row.id = trajectory.id
-        row.entropy = trajectory.meta.get("teacher_entropy")
+        row.entropy = _entropy(trajectory)
         if self.add_bos and self.tokenizer.bos_id is not None:
             row = _with_bos(row, self.tokenizer.bos_id)
         # the first token of a sequence is predicted by nothing
@@ -272,6 +288,7 @@ def truncate_steps(row: TokenizedTrajectory, limit: int, side: str) -> Tokenized
     later = np.flatnonzero(row.steps > 0)
     first = int(later[0]) if len(later) else len(row)
     steps = np.unique(row.steps[agent])
+    steps = steps[steps > 0] if steps[-1] > 0 else steps  # what an agent says in step 0 is no step
     kept = None
     # a step is over where its last agent token is: what follows is the answer to it
     if side == "end":
@@ -290,6 +307,18 @@ def truncate_steps(row: TokenizedTrajectory, limit: int, side: str) -> Tokenized
         )
     kept.truncated = len(row) - len(kept)
     return kept
+
+
+def _entropy(trajectory: Trajectory) -> float | None:
+    """The record's ``meta.teacher_entropy`` in nats per token, if it has one."""
+    entropy = trajectory.meta.get("teacher_entropy")
+    if entropy is None:
+        return None
+    if isinstance(entropy, bool) or not isinstance(entropy, int | float):
+        raise TrajectoryError(
+            f"meta.teacher_entropy is a number of nats per token; got {entropy!r:.60}"
+        )
+    return float(entropy)
 
 
 def _with_bos(row: TokenizedTrajectory, bos: int) -> TokenizedTrajectory:

@@ -233,3 +233,38 @@ def test_every_style_covers_every_character(react):
         assert {SpanKind.REASON, SpanKind.ACT, SpanKind.OBSERVATION} <= {
             s.kind for s in rendered.spans
         }
+
+
+def test_calls_of_demonstrations_are_no_steps():
+    call = {"id": "c", "function": {"name": "go", "arguments": "{}"}}
+    demo = Message("assistant", "", tool_calls=[call], extra={"is_demo": True})
+    real = Message("assistant", "", tool_calls=[call])
+    trajectory = openai(
+        Message("user", "Go."), demo, Message("tool", "seen"), real, Message("tool", "done")
+    )
+    steps = {span.kind: span.step for span in template(trajectory).spans if span.step}
+    assert steps[SpanKind.ACT] == steps[SpanKind.OBSERVATION] == 1
+
+
+#: Writes arguments one by one, and knows calls with their name in ``function``.
+ONE_BY_ONE = CHATML.replace(
+    "{{ c.function | tojson }}",
+    "<{{ c.function.name }}>{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }};"
+    "{% endfor %}",
+)
+
+
+@pytest.mark.parametrize("arguments", [{"a": 7}, {"a": True, "b": "x"}, {"a": None}])
+def test_arguments_written_one_by_one_may_be_no_strings(arguments):
+    call = {"id": "c", "function": {"name": "go", "arguments": arguments}}
+    trajectory = openai(
+        Message("user", "Go."), Message("assistant", "", reasoning_content="r", tool_calls=[call])
+    )
+    act = "".join(text for kind, text in parts(template(trajectory, ONE_BY_ONE)) if kind == "act")
+    assert all(f"{key}={value};" in act for key, value in arguments.items())
+
+
+def test_a_call_without_function_reaches_the_template_as_one_with():
+    flat = {"id": "c", "name": "go", "arguments": {"a": "b"}}
+    trajectory = openai(Message("user", "Go."), Message("assistant", "", tool_calls=[flat]))
+    assert "<go>a=b;" in template(trajectory, ONE_BY_ONE).text

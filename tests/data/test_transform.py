@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from sad_components.data import SpanTokenizer
 from sad_components.data.rendering import Rendered
 from sad_components.data.tokenizers import OffsetTokenizer
-from sad_components.data.transform import IGNORE, NotSupervised, align, truncate_steps
+from sad_components.data.transform import (
+    IGNORE,
+    NotSupervised,
+    TokenizedTrajectory,
+    align,
+    truncate_steps,
+)
 from sad_components.spans import AGENT_KINDS, Span, SpanKind
 from sad_components.trajectory import Message, Trajectory, TrajectoryError
 
@@ -287,3 +293,56 @@ def test_one_row_a_turn_by_config(tokenizer):
     assert learnt == ["<think>first</think>one", "<think>second</think>two"]
     with pytest.raises(TrajectoryError, match="makes 2 rows"):
         transform(trajectory)
+
+
+def test_a_turn_that_makes_no_row_leaves_the_others(tokenizer):
+    trajectory = Trajectory(
+        [
+            Message("user", "Go."),
+            Message("assistant", "one", reasoning_content="first " * 50),
+            Message("user", "More."),
+            Message("assistant", "two", reasoning_content="second"),
+        ],
+        format="openai",
+    )
+    tokenizer = type(tokenizer)("shipped:household/tokenizer", chat_template=THINKS_LAST)
+    transform = SpanTokenizer(tokenizer, on_rewrite="per_turn", max_seq_len=60)
+    left_out = []
+    (row,) = transform.rows(trajectory, left_out)
+    assert tokenizer.decode(row.labels[row.labels != IGNORE].tolist()).endswith("two")
+    assert [reason.split(" must")[0] for reason in left_out] == ["max_seq_len"]
+    transform.max_seq_len = 3
+    with pytest.raises(TrajectoryError, match="max_seq_len must hold"):
+        transform.rows(trajectory)
+
+
+def test_turns_of_weight_0_alone_are_an_error_also_one_row_a_turn(tokenizer):
+    messages = [
+        Message("user", "Go."),
+        Message("assistant", "one", reasoning_content="first", weight=0),
+        Message("user", "More."),
+        Message("assistant", "two", reasoning_content="second", weight=0),
+    ]
+    tokenizer = type(tokenizer)("shipped:household/tokenizer", chat_template=THINKS_LAST)
+    transform = SpanTokenizer(tokenizer, on_rewrite="per_turn")
+    with pytest.raises(TrajectoryError, match=r"no agent turn is to be|at least one REASON"):
+        transform.rows(Trajectory(messages, format="openai"))
+
+
+def test_an_opening_action_of_step_0_is_no_step_that_fits(tokenizer):
+    span_ids = np.repeat([0, 2, 3, 2], [4, 3, 5, 30]).astype(np.int8)
+    steps = np.repeat([0, 0, 0, 1], [4, 3, 5, 30]).astype(np.int32)
+    row = TokenizedTrajectory(np.arange(42), span_ids, steps, np.zeros(42, bool))
+    with pytest.raises(NotSupervised, match="the task and one step"):
+        truncate_steps(row, 20, "end")
+    assert len(truncate_steps(row, 42, "end")) == 42
+
+
+def test_entropy_of_another_type_names_the_record_s_field(tokenizer):
+    trajectory = Trajectory(
+        [Message("user", "Go."), Message("assistant", "Action: go")],
+        format="react",
+        meta={"teacher_entropy": "high"},
+    )
+    with pytest.raises(TrajectoryError, match=r"teacher_entropy is a number .* got 'high'"):
+        SpanTokenizer(tokenizer, style="plain").rows(trajectory)
