@@ -132,6 +132,7 @@ class HFTokenizer(OffsetTokenizer):
 
     Raises:
         FileNotFoundError: no ``tokenizer.json`` there.
+        ValueError: it is not readable as one.
     """
 
     def __init__(self, path: str, chat_template: str | None = None) -> None:
@@ -145,7 +146,13 @@ class HFTokenizer(OffsetTokenizer):
                 "(sad fetch-demo makes one)"
             )
         self.path = folder
-        self.backend = Tokenizer.from_file(str(file))
+        try:
+            self.backend = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises no narrower type
+            raise ValueError(
+                f"{file} is no tokenizer.json that the tokenizers library reads ({error}); copy it "
+                "anew from the model's folder"
+            ) from error
         self.backend.no_padding()
         self.backend.no_truncation()
         self.backend.encode_special_tokens = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from sad_components.trajectory import Trajectory, TrajectoryError
 #: Label of a token that no loss reads (torchtune's and PyTorch's convention).
 IGNORE = -100
 _AGENT = np.array([kind in AGENT_KINDS for kind in SpanKind])
+#: A lone surrogate, what is left of a cut emoji: no tokenizer can read one.
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class NotSupervised(TrajectoryError):
@@ -213,7 +216,8 @@ class SpanTokenizer:
         return rows
 
     def _row(self, rendered: Rendered, trajectory: Trajectory) -> TokenizedTrajectory:
-        row = align(rendered, *self.tokenizer.encode_arrays(rendered.text, rendered.literal))
+        text = _HALF_CHARACTER.sub("\ufffd", rendered.text)
+        row = align(rendered, *self.tokenizer.encode_arrays(text, rendered.literal))
         row.id = trajectory.id
         row.entropy = _entropy(trajectory)
         if self.add_bos and self.tokenizer.bos_id is not None:

@@ -319,3 +319,9 @@ def test_every_learnt_token_of_the_branch_is_the_agents_first(any_tokenizer):
 
 def _kind(text, position):
     return next(s.kind for s in text.spans if s.start <= position < s.end)
+
+
+def test_a_broken_tokenizer_json_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", ')
+    with pytest.raises(ValueError, match=r"tokenizer.json is no .* copy it anew"):
+        HFTokenizer(str(tmp_path))

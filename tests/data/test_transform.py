@@ -346,3 +346,13 @@ def test_entropy_of_another_type_names_the_record_s_field(tokenizer):
     )
     with pytest.raises(TrajectoryError, match=r"teacher_entropy is a number .* got 'high'"):
         SpanTokenizer(tokenizer, style="plain").rows(trajectory)
+
+
+@pytest.mark.parametrize("style", ["plain", "chat"])
+def test_half_a_character_does_not_end_a_run(tokenizer, style):
+    trajectory = Trajectory(
+        [Message("user", "Go \ud83d."), Message("assistant", "Thought: \ud83d\nAction: go")],
+        format="react",
+    )
+    (row,) = SpanTokenizer(tokenizer, style=style).rows(trajectory)
+    assert "\ufffd" in tokenizer.decode(row.labels[row.labels != IGNORE].tolist())
