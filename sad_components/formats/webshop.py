@@ -6,9 +6,8 @@ that opens a log is an action too, of step 0; what answers it is the task: CONTE
 
 A page in an observation may quote ``Action:`` lines. A real one is answered by the next
 ``Observation:`` line and, in logs that put a blank line before actions (ReAct's do), follows a
-blank line; ``click[Buy Now]`` ends the episode
-once it is scored. A bracket that is never closed does not matter: an
-action ends where its observation starts.
+blank line; ``click[Buy Now]`` ends the episode once it is scored. A bracket that is never closed
+does not matter: an action ends where its observation starts.
 """
 
 from __future__ import annotations

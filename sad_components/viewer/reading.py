@@ -137,7 +137,7 @@ def _document_rows(path: Path) -> Iterator[FileRow]:
 
 def _parsed(index: int, where: str, raw: bytes, any_type: bool = False) -> FileRow:
     try:
-        record = json.loads(raw.decode("utf-8"))
+        record = json.loads(raw.decode("utf-8-sig"))  # a byte order mark may come first
     except UnicodeDecodeError as error:
         return FileRow(index, where, None, f"{where}: not UTF-8 ({error.reason})")
     except (json.JSONDecodeError, RecursionError) as error:

@@ -61,6 +61,14 @@ def test_json_gives_one_object_a_row(file, capsys):
     assert "2 rows cut, 5 skipped" in err
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_a_byte_order_mark_may_come_first(tmp_path, capsys, ending):
+    path = tmp_path / f"marked.{ending}"
+    path.write_bytes(b"\xef\xbb\xbf" + LINES[0].encode())
+    assert spans.main([str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] is None
+
+
 def test_terminal_view_shows_text_and_no_control_codes(file, capsys):
     assert spans.main([str(file), "--limit", "3"]) == 0
     out = capsys.readouterr().out
