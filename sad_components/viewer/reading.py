@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sad_components.data.rendering import Rendered, render_chatml
+from sad_components.data.shipped import resolve_source
 from sad_components.formats.base import Format
 from sad_components.formats.registry import (
     FLAT,
@@ -302,8 +303,20 @@ def with_progress(rows: Iterator[Any], every: int = 100) -> Iterator[Any]:
 def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that all commands on transcript files share."""
     names = ", ".join(f.name for f in list_formats())
-    parser.add_argument("file", type=Path, help="JSONL, one JSON document (.json, .traj), or .txt")
+    parser.add_argument(
+        "file",
+        type=_existing_file,
+        help="JSONL, one JSON document (.json, .traj), .txt, or shipped:household/train",
+    )
     parser.add_argument("--format", default="auto", help=f"auto (default), {names}")
+
+
+def _existing_file(value: str) -> Path:
+    path = Path(value).expanduser()
+    try:
+        return path if path.exists() else resolve_source(value)
+    except FileNotFoundError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def non_negative(value: str) -> int:

@@ -69,6 +69,14 @@ def test_a_byte_order_mark_may_come_first(tmp_path, capsys, ending):
     assert json.loads(capsys.readouterr().out)["skipped"] is None
 
 
+def test_the_shipped_file_has_a_name_and_a_missing_one_an_error(capsys):
+    assert spans.main(["shipped:household/heldout", "--limit", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == "react"
+    with pytest.raises(SystemExit):
+        spans.main(["nowhere.jsonl"])
+    assert "no trajectory file 'nowhere.jsonl'" in capsys.readouterr().err
+
+
 def test_terminal_view_shows_text_and_no_control_codes(file, capsys):
     assert spans.main([str(file), "--limit", "3"]) == 0
     out = capsys.readouterr().out
