@@ -40,6 +40,7 @@ def folder(tmp_path_factory):
     """Tokenizer, teacher and student, made as the Makefile makes them but for the sizes of data."""
     folder = tmp_path_factory.mktemp("household")
     shutil.copy(resolve_source("shipped:household/train"), folder / "expert.jsonl")
+    shutil.copy(resolve_source("shipped:household/heldout"), folder / "heldout.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOUSEHOLD_RUN", str(folder))
         line = next(x for x in MAKEFILE.replace("\\\n", " ").split("\n") if "train-tokenizer" in x)
