@@ -103,7 +103,8 @@ class ReAct(ChatFormat):
         chosen = choose(text, turns, _ends)
         if not chosen:
             raise TrajectoryError("no line opens with 'Thought:' or 'Action:', so nothing is cut")
-        chosen = [_with_glued_action(text, turn) for turn in chosen]
+        limits = [*(turn.start for turn in chosen[1:]), len(text)]
+        chosen = [_with_glued_action(text, *each) for each in zip(chosen, limits, strict=True)]
         spans = cover(text, spans_of_turns(text, chosen, branch=self.dialect.thought_optional))
         return _noise_after_finish(text, spans) if _ends(text, chosen[-1]) else spans
 
@@ -166,14 +167,17 @@ def _raw_marks(text: str, start: int = 0) -> list[Mark]:
     return marks or [_mark(m) for m in _LOOSE_MARKER.finditer(text, start)]
 
 
-def _with_glued_action(text: str, turn: Turn) -> Turn:
-    """A turn of thoughts, with the ``Action: call[..]`` on a thought's line if there is one."""
+def _with_glued_action(text: str, turn: Turn, limit: int) -> Turn:
+    """A turn of thoughts, with the ``Action: call[..]`` on a thought's line if there is one.
+
+    It stands before ``limit``, where the next turn starts (which may be on the same line).
+    """
     if turn.marks[-1].kind is SpanKind.ACT:
         return turn
     behind = turn.marks[-1].end
     newline = text.find("\n", behind)
-    end = turn.answer.start if turn.answer else newline if newline >= 0 else len(text)
-    glued = _GLUED_ACTION.search(text, behind, end)
+    end = turn.answer.start if turn.answer else newline if newline >= 0 else limit
+    glued = _GLUED_ACTION.search(text, behind, min(end, limit))
     if glued is None or (glued["number"] and int(glued["number"]) != turn.number):
         return turn
     return Turn([*turn.marks, _glued_mark(glued, turn.number)], turn.answer)

@@ -35,6 +35,17 @@ def test_numbered_text(assert_text):
     ]
 
 
+def test_a_turn_takes_no_action_from_behind_the_next_turn_on_its_line(assert_text):
+    assert_text(
+        "react",
+        [
+            ("c", "ught 1: "),
+            ("r", "ActionPath 1: (END)### Response:"),
+            ("r", "Thought 2: I look. Action 1: search[b]\n"),
+        ],
+    )
+
+
 def test_action_path_is_reasoning(assert_text):
     assert_text(
         "react",
