@@ -311,6 +311,8 @@ def action_end(text: str, start: int, limit: int) -> int:
 
 
 def _closing_bracket(text: str, opening: int, limit: int) -> int:
+    if text.find("]", opening, limit) < 0:
+        return -1
     depth = 0
     for match in _BRACKET.finditer(text, opening, limit):
         depth += 1 if match[0] == "[" else -1
