@@ -4,6 +4,7 @@ Segmenting plus tokenising is ``SpanTokenizer.rows``: cut every turn into spans,
 encode it, align tokens to spans. Tokenising alone is one plain call of the same tokenizer on the
 same rendered text, ``Tokenizer.encode(text).ids``, without rendering, offsets or control tokens
 kept out of content. The two take turns, trajectory set by trajectory set; medians are compared.
+Both know all words from an earlier pass (``sad_components.data.words``, ``tokenizers``' own cache).
 
     python benchmarks/bench_span_tokenizer.py [--json] [--quick] [--tokenizer DIR]
 
