@@ -154,7 +154,7 @@ def from_scratch(
         dtype: see :func:`from_pretrained`.
         device: see :func:`from_pretrained`.
         dropout: see :func:`from_pretrained`.
-        std: of the weights; ``None``: by each matrix's inputs, which small widths need, see
+        std: of the weights; ``None``: by each matrix's inputs, see
             :func:`~sad_components.models.init_weights`.
 
     Raises:
