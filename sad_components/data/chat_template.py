@@ -58,7 +58,8 @@ def compile_template(source: str, variables: dict[str, Any] | None = None) -> Ap
             raise
         except Exception as error:  # a template runs whatever code it likes on the conversation
             raise TrajectoryError(
-                f"the chat template failed on the conversation: {error or type(error).__name__}"
+                f"the chat template failed on the conversation: {error or type(error).__name__}; "
+                "mend the record, or use another chat_template or style: plain"
             ) from None
 
     return apply

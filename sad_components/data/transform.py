@@ -198,19 +198,28 @@ class SpanTokenizer:
 
         Args:
             trajectory: what to tokenise.
-            left_out: gets the reason for each turn of ``on_rewrite: per_turn`` that makes no row.
+            left_out: gets the reason for each turn of ``on_rewrite: per_turn`` that makes no row;
+                without it, such a turn is an error.
 
         Raises:
-            NotSupervised: no REASON or ACT token, or none left after truncation, in any row.
+            NotSupervised: no REASON or ACT token, or none left after truncation: in any row, or
+                without ``left_out`` in one of them.
         """
         rows, reasons = [], []
         for rendered in self.render(trajectory):
             try:
                 rows.append(self._row(rendered, trajectory))
             except NotSupervised as error:
+                if left_out is None:
+                    raise
                 reasons.append(str(error))
         if not rows:
-            raise NotSupervised(reasons[0] if reasons else "no agent turn is to be learnt")
+            raise NotSupervised(
+                reasons[0]
+                if reasons
+                else "a trajectory needs an agent turn to learn from; every one of this has weight "
+                "0 or is a demonstration: filter such records out"
+            )
         if left_out is not None:
             left_out += reasons
         return rows
@@ -320,7 +329,8 @@ def _entropy(trajectory: Trajectory) -> float | None:
         return None
     if isinstance(entropy, bool) or not isinstance(entropy, int | float):
         raise TrajectoryError(
-            f"meta.teacher_entropy is a number of nats per token; got {entropy!r:.60}"
+            f"meta.teacher_entropy is a number of nats per token; got {entropy!r:.60}: write a "
+            "number, or leave it out"
         )
     return float(entropy)
 

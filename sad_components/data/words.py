@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-#: Words that are kept; beyond that the table starts anew.
-MAX_WORDS = 65_536
+#: Characters of the words that are kept; beyond that the table starts anew.
+MAX_CHARACTERS = 1_000_000
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 #: GPT-2's words, in ASCII text.
 _GPT2 = re.compile(
@@ -39,6 +39,7 @@ class WordTable:
         self._tokenizer = tokenizer
         self._find = pattern.findall
         self._ids: dict[str, list[int]] = {}
+        self._characters = 0
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> WordTable | None:
@@ -67,8 +68,9 @@ class WordTable:
         return list(chain.from_iterable(map(self._ids.__getitem__, words)))
 
     def _learn(self, words: list[str]) -> None:
-        if len(self._ids) > MAX_WORDS:
-            self._ids = {}
+        if self._characters > MAX_CHARACTERS:
+            self._ids, self._characters = {}, 0
         new = [word for word in dict.fromkeys(words) if word not in self._ids]
         encodings = self._tokenizer.encode_batch_fast(new, add_special_tokens=False)
         self._ids.update((word, encoding.ids) for word, encoding in zip(new, encodings))
+        self._characters += sum(map(len, new))

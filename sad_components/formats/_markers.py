@@ -22,7 +22,7 @@ here is linear in the length of the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -47,7 +47,7 @@ class Mark(NamedTuple):
     number: int | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Turn:
     """The agent's markers of one turn, and the observation marker right behind them."""
 
@@ -254,7 +254,7 @@ def spans_of_turns(
     *,
     kind_of: Callable[[str, Mark], SpanKind] | None = None,
     branch: bool = True,
-) -> list[SpanValues]:
+) -> Iterator[SpanValues]:
     """The agent's spans of believed turns: each marker with what follows it, up to the next.
 
     The newline that ends a turn is its stop token and belongs to it; further ones do not.
@@ -266,7 +266,6 @@ def spans_of_turns(
         branch: mark the first span of every turn as a branch position.
     """
     steps = StepCounter()
-    spans: list[SpanValues] = []
     for index, turn in enumerate(turns):
         limit = turns[index + 1].start if index + 1 < len(turns) else len(text)
         end = turn_end(text, turn, limit)
@@ -275,8 +274,7 @@ def spans_of_turns(
             stop = end if position == last else turn.marks[position + 1].start
             kind = kind_of(text, mark) if kind_of else mark.kind
             step = steps.act() if kind is SpanKind.ACT else steps.reason()
-            spans.append((mark.start, stop, kind, step, branch and position == 0))
-    return spans
+            yield mark.start, stop, kind, step, branch and position == 0
 
 
 def turn_end(text: str, turn: Turn, limit: int) -> int:

@@ -74,15 +74,18 @@ class AlfWorld(Format):
         prompts = list(_prompts(text, _episode_start(text)))
         if not prompts:
             raise TrajectoryError("no line opens with the prompt '> ', so nothing is cut")
-        steps = StepCounter()
-        spans: list[SpanValues] = []
-        for prompt, end in _believed(text, prompts):
-            spans.append((prompt.start, prompt.text_start, SpanKind.CONTEXT, 0, False))
-            if end > prompt.text_start:
-                kind = SpanKind.REASON if prompt.is_thought else SpanKind.ACT
-                step = steps.reason() if prompt.is_thought else steps.act()
-                spans.append((prompt.text_start, end, kind, step, True))
-        return cover(text, spans)
+        return cover(text, _spans(text, prompts))
+
+
+def _spans(text: str, prompts: Sequence[_Prompt]) -> Iterator[SpanValues]:
+    """The prompts of the harness, and behind each what the agent wrote."""
+    steps = StepCounter()
+    for prompt, end in _believed(text, prompts):
+        yield prompt.start, prompt.text_start, SpanKind.CONTEXT, 0, False
+        if end > prompt.text_start:
+            kind = SpanKind.REASON if prompt.is_thought else SpanKind.ACT
+            step = steps.reason() if prompt.is_thought else steps.act()
+            yield prompt.text_start, end, kind, step, True
 
 
 def _episode_start(text: str) -> int:
@@ -97,10 +100,9 @@ def _episode_start(text: str) -> int:
 
 
 def _prompts(text: str, start: int = 0) -> Iterator[_Prompt]:
-    found = list(_PROMPT.finditer(text, start))
-    answer_ends = [match.start() for match in found[1:]] + [len(text)]  # one more than none found
-    for match, answer_end in zip(found, answer_ends, strict=False):
-        begin, text_start = match.span()
+    found = [match.span() for match in _PROMPT.finditer(text, start)]
+    answer_ends = [begin for begin, _ in found[1:]] + [len(text)]  # one more than none found
+    for (begin, text_start), answer_end in zip(found, answer_ends, strict=False):
         line_end = text.find("\n", text_start) + 1 or len(text)
         thinks = _THOUGHT.match(text, text_start, line_end) is not None
         last = answer_end == len(text)

@@ -7,7 +7,7 @@ writes (context); segmentation, prompts and rollouts read that one declaration.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,18 +158,20 @@ def cover(text: str, known: Iterable[SpanValues]) -> list[Span]:
         text: the whole transcript.
         known: REASON, ACT, and CONTEXT spans inside the episode, in order.
     """
-    out: list[SpanValues] = []
+    return merge(_with_gaps(len(text), known))
+
+
+def _with_gaps(length: int, known: Iterable[SpanValues]) -> Iterator[SpanValues]:
     position, step = 0, 0
     for span in known:
         start, end, _, own_step, _ = span
         if start > position:
-            out.append(_gap(position, start, step))
+            yield _gap(position, start, step)
         if end > start:
-            out.append(span)
+            yield span
         position, step = end, own_step or step
-    if position < len(text):
-        out.append(_gap(position, len(text), step))
-    return merge(out)
+    if position < length:
+        yield _gap(position, length, step)
 
 
 def _gap(start: int, end: int, step: int) -> SpanValues:

@@ -13,6 +13,7 @@ does not matter: an action ends where its observation starts.
 from __future__ import annotations
 
 import re
+from itertools import chain
 
 from sad_components.formats._chatml import is_chatml
 from sad_components.formats._markers import (
@@ -71,7 +72,8 @@ class WebShop(Format):
             turns = turns[1:]
         if not turns:
             raise TrajectoryError("no 'Action:' line of the agent, so nothing is cut")
-        return cover(text, opening + spans_of_turns(text, turns, kind_of=_kind, branch=True))
+        spans = spans_of_turns(text, turns, kind_of=_kind, branch=True)
+        return cover(text, chain(opening, spans))
 
 
 def _ends(text: str, turn: Turn) -> bool:

@@ -63,7 +63,10 @@ class HFFolderCheckpointer:
         resumed = self._resumes and ADAPTER_KEY not in state
         folder = self._epoch_folder(epoch) if resumed else self._checkpoint_dir
         if not folder.is_dir():
-            raise ValueError(f"a resumed run needs the weights of its last epoch in {folder}")
+            raise ValueError(
+                f"a resumed run needs the weights of its last epoch in {folder}, which is not "
+                "there; put it back, or set resume_from_checkpoint: false to begin anew"
+            )
         checkpoint = load_hf_folder(folder)
         return {**state, MODEL_KEY: self._family.to_tune(checkpoint.state_dict, self._config)}
 

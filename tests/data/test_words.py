@@ -45,7 +45,7 @@ def test_ids_are_the_tokenizers_own(name, pieces):
 
 
 def test_a_full_table_starts_anew(monkeypatch):
-    monkeypatch.setattr(words, "MAX_WORDS", 2)
+    monkeypatch.setattr(words, "MAX_CHARACTERS", 2)
     backend = BACKENDS["gpt2"]
     table = WordTable.of(backend)
     for text in ("a cup of tea", "go to drawer 12", "a cup of tea"):
