@@ -91,6 +91,7 @@ def check_cover(spans: Sequence[Span], length: int) -> None:
 def merge(spans: Iterable[SpanValues]) -> list[Span]:
     """Drops empty spans and joins neighbours of equal kind and step (a branch starts anew)."""
     out: list[Span] = []
+    new = tuple.__new__  # Span(..) does the same with a call of Python more, for every span
     begin, reached, of_kind, of_step, marked = 0, 0, SpanKind.CONTEXT, 0, False  # being made
     for start, end, kind, step, branch in spans:
         if end <= start:
@@ -99,7 +100,7 @@ def merge(spans: Iterable[SpanValues]) -> list[Span]:
             reached = end
             continue
         if reached > begin:
-            out.append(Span(begin, reached, of_kind, of_step, marked))
+            out.append(new(Span, (begin, reached, of_kind, of_step, marked)))
         begin, reached, of_kind, of_step, marked = start, end, kind, step, branch
     if reached > begin:
         out.append(Span(begin, reached, of_kind, of_step, marked))

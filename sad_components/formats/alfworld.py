@@ -26,7 +26,14 @@ from typing import NamedTuple
 
 from sad_components.formats._chatml import is_chatml
 from sad_components.formats._markers import early, is_introduced
-from sad_components.formats.base import Dialect, Evidence, Format, StepCounter, cover
+from sad_components.formats.base import (
+    Dialect,
+    Evidence,
+    Format,
+    StepCounter,
+    collector_paused,
+    cover,
+)
 from sad_components.formats.registry import register_format
 from sad_components.spans import Span, SpanKind, SpanValues
 from sad_components.trajectory import TrajectoryError
@@ -70,6 +77,7 @@ class AlfWorld(Format):
         score = 1.0 if thoughts or _TASK.search(text) else 0.5
         return Evidence(early(score, text, prompts[0].start), why)
 
+    @collector_paused
     def segment_text(self, text: str) -> list[Span]:
         prompts = list(_prompts(text, _episode_start(text)))
         if not prompts:

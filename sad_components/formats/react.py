@@ -35,7 +35,7 @@ from sad_components.formats._markers import (
     unnumbered_turns,
     without_quoted_tail,
 )
-from sad_components.formats.base import Dialect, Evidence, cover
+from sad_components.formats.base import Dialect, Evidence, collector_paused, cover
 from sad_components.formats.registry import register_format
 from sad_components.spans import Span, SpanKind, merge
 from sad_components.trajectory import Message, TrajectoryError
@@ -94,6 +94,7 @@ class ReAct(ChatFormat):
             score = 0.3 if count["Thought"] or count["Action"] else 0.0
         return Evidence(early(score, text, marks[0].start if marks else 0), why)
 
+    @collector_paused
     def segment_text(self, text: str) -> list[Span]:
         if is_chatml(text):
             return segment_chatml(self, text)
@@ -103,8 +104,9 @@ class ReAct(ChatFormat):
         chosen = choose(text, turns, _ends)
         if not chosen:
             raise TrajectoryError("no line opens with 'Thought:' or 'Action:', so nothing is cut")
-        limits = [*(turn.start for turn in chosen[1:]), len(text)]
-        chosen = [_with_glued_action(text, *each) for each in zip(chosen, limits, strict=True)]
+        if _GLUED_ACTION.search(text, chosen[0].start):
+            limits = [*(turn.start for turn in chosen[1:]), len(text)]
+            chosen = [_with_glued_action(text, *each) for each in zip(chosen, limits, strict=True)]
         spans = cover(text, spans_of_turns(text, chosen, branch=self.dialect.thought_optional))
         return _noise_after_finish(text, spans) if _ends(text, chosen[-1]) else spans
 

@@ -21,7 +21,13 @@ from typing import NamedTuple
 from sad_components.formats._chat import ChatFormat, Piece
 from sad_components.formats._chatml import chatml_messages, is_chatml, segment_chatml, split_chatml
 from sad_components.formats._markers import early
-from sad_components.formats.base import Dialect, Evidence, StepCounter, cover
+from sad_components.formats.base import (
+    Dialect,
+    Evidence,
+    StepCounter,
+    collector_paused,
+    cover,
+)
 from sad_components.formats.registry import register_format
 from sad_components.spans import AGENT_KINDS, Span, SpanKind
 from sad_components.trajectory import Message, TrajectoryError
@@ -169,6 +175,7 @@ class Tags(ChatFormat):
             return Evidence(0.0, why)
         return Evidence(early(1.0 if acts and len(found) > acts else 0.4, text, first), why)
 
+    @collector_paused
     def segment_text(self, text: str) -> list[Span]:
         if is_chatml(text):
             return segment_chatml(self, text)

@@ -24,7 +24,7 @@ from sad_components.formats._markers import (
     spans_of_turns,
     unnumbered_turns,
 )
-from sad_components.formats.base import Dialect, Evidence, Format, cover
+from sad_components.formats.base import Dialect, Evidence, Format, collector_paused, cover
 from sad_components.formats.registry import register_format
 from sad_components.spans import Span, SpanKind
 from sad_components.trajectory import TrajectoryError
@@ -63,6 +63,7 @@ class WebShop(Format):
             share *= 1 - min(len(thoughts) / len(actions), 0.9)
         return Evidence(early(share, text, actions[0].start()), why)
 
+    @collector_paused
     def segment_text(self, text: str) -> list[Span]:
         turns = unnumbered_turns(text, group_turns(_marks(text)), _ends)
         opening = []

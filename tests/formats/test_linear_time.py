@@ -78,3 +78,29 @@ def test_evidence_is_linear_too():
         small = seed * (8_000 // len(seed))
         fast, slow = (min(_evidence_time(t) for _ in range(3)) for t in (small, small * 8))
         assert slow < 24 * fast + 0.02, f"{label}: {fast:.4f} s, then {slow:.4f} s"
+
+
+@pytest.mark.parametrize("name", USUAL)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(name, enabled):
+    format = get_format(name)
+    try:
+        (gc.enable if enabled else gc.disable)()
+        format.segment_text(USUAL[name])
+        assert gc.isenabled() is enabled
+        with pytest.raises(TrajectoryError):
+            format.segment_text("nothing to cut")
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+
+
+def test_no_garbage_is_collected_while_a_text_is_cut():
+    collections = []
+    gc.callbacks.append(lambda phase, info: collections.append(phase))
+    try:
+        get_format("react").segment_text(USUAL["react"] * 2000)
+        while_cutting = len(collections)
+    finally:
+        gc.callbacks.pop()
+    assert while_cutting == 0
