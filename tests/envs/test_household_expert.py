@@ -63,6 +63,54 @@ def test_search_order_varies():
     assert len({expert(task, seed=seed).decide().action for seed in range(20)}) > 2
 
 
+def listed(task, *observations, search="listed"):
+    history = [("", observation) for observation in observations]
+    return Expert(ROOM.format(task=task), random.Random(0), history, search)
+
+
+def nothing_at(*places):
+    return [f"You arrive at {place}. On the {place}, you see nothing." for place in places]
+
+
+@pytest.mark.parametrize(
+    ("task", "observations", "action"),
+    [
+        ("put a mug in fridge", [], "go to cabinet 2"),
+        ("put a mug in fridge", nothing_at("cabinet 2"), "go to cabinet 1"),
+        ("put a mug in fridge", nothing_at("stoveburner 1"), "go to cabinet 2"),  # round the end
+        ("put a mug in fridge", nothing_at("drawer 1", "coffeemachine 1"), "go to countertop 1"),
+        ("put a mug in fridge", nothing_at("countertop 1", "coffeemachine 1"), "go to drawer 1"),
+        (
+            "look at mug under the desklamp",
+            ["You pick up the mug 1 from the drawer 1.", *nothing_at("drawer 1")],
+            "go to fridge 1",
+        ),
+    ],
+)
+def test_search_round_the_room_takes_the_next_place_that_it_has_not_seen(
+    task, observations, action
+):
+    decision = listed(task, *observations).decide()
+    seen = {o.split("arrive at ")[1].split(".")[0] for o in observations if "arrive" in o}
+    assert decision.action == action
+    assert decision.tier is None
+    assert len(decision.acceptable) == 9 - len(seen)
+    assert not seen & {a.removeprefix("go to ") for a in decision.acceptable}
+
+
+def test_search_round_the_room_does_not_name_the_number_or_a_reason():
+    for seed in range(20):
+        player, narrator = listed("put a mug in fridge"), Narrator("dense", random.Random(seed))
+        thought = narrator.thought(player.decide(), player.beliefs)
+        assert "cabinet" in thought
+        assert not re.search(r"\d|usual|likely|often", thought)
+
+
+def test_unknown_search_is_an_error():
+    with pytest.raises(ValueError, match="one of likely, listed; got 'random'"):
+        listed("put a mug in fridge", search="random")
+
+
 def test_search_never_returns_to_a_seen_place():
     decision = expert(
         "put a mug in fridge",

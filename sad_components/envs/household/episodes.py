@@ -74,20 +74,26 @@ class ExpertPlayer:
         first_observation: what the reset said.
         style: ``dense``, ``checking`` or ``sparse`` thoughts.
         wrong_turn_share: probability in [0, 1] that the episode holds a wrong turn or two.
+        search: ``likely`` or ``listed``, see :class:`Expert`.
 
     Raises:
-        ValueError: no such style, or a share outside [0, 1].
+        ValueError: no such style or search, or a share outside [0, 1].
     """
 
     def __init__(
-        self, env: HouseholdEnv, first_observation: str, style: str, wrong_turn_share: float
+        self,
+        env: HouseholdEnv,
+        first_observation: str,
+        style: str,
+        wrong_turn_share: float,
+        search: str = "likely",
     ) -> None:
         _check_share(wrong_turn_share)
         self._env = env
         self._rng = random.Random(f"{env.game.id}:{style}")
         self._narrator = Narrator(style, self._rng)
         self._wrong_turns = schedule(wrong_turn_share, self._rng)
-        self._expert = Expert(first_observation, self._rng)
+        self._expert = Expert(first_observation, self._rng, search=search)
         self._turns = 0
         self._slip: str | None = None
 
