@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -137,6 +138,7 @@ class HFTokenizer(OffsetTokenizer):
 
     def __init__(self, path: str, chat_template: str | None = None) -> None:
         from tokenizers import Tokenizer
+        from tokenizers.normalizers import NFC
 
         folder = resolve_folder(path)
         file = folder / "tokenizer.json"
@@ -163,6 +165,7 @@ class HFTokenizer(OffsetTokenizer):
             self._id_of(config.get(f"{name}_token")) for name in ("bos", "eos", "pad")
         )
         self.chat_template = _template_source(chat_template, config, folder)
+        self._composes = isinstance(self.backend.normalizer, NFC)
         self._byte_widths = self._find_byte_widths()
         self._words = WordTable.of(self.backend) if self._byte_widths is not None else None
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -183,7 +186,7 @@ class HFTokenizer(OffsetTokenizer):
     def encode_arrays(
         self, text: str, literal: Sequence[tuple[int, int]] = ()
     ) -> tuple[np.ndarray, np.ndarray]:
-        if self._byte_widths is None:
+        if self._byte_widths is None or not self._is_unchanged(text):
             return super().encode_arrays(text, literal)
         control = list(self._control_tokens(text, literal))
         bounds = [0, *(at for start, end, _ in control for at in (start, end)), len(text)]
@@ -217,14 +220,15 @@ class HFTokenizer(OffsetTokenizer):
     def _find_byte_widths(self) -> np.ndarray | None:
         """Bytes of text per token id, shape [V]; None unless tokens are the text's own bytes.
 
-        That is so in a byte-level BPE that changes no text first; then offsets need not be
+        That is so in a byte-level BPE, where :meth:`_is_unchanged` holds; then offsets need not be
         tracked while encoding, which costs a third of it.
         """
         described = json.loads(self.backend.to_str())
         before = described["pre_tokenizer"] or {}
         steps = before.get("pretokenizers", [before])
         byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
-        if described["model"]["type"] != "BPE" or described["normalizer"] or len(byte_level) != 1:
+        changes = bool(described["normalizer"]) and not self._composes
+        if described["model"]["type"] != "BPE" or changes or len(byte_level) != 1:
             return None
         if byte_level[0].get("add_prefix_space") or described["model"].get("unk_token"):
             return None
@@ -234,6 +238,10 @@ class HFTokenizer(OffsetTokenizer):
         for token, added in self.backend.get_added_tokens_decoder().items():
             widths[token] = len(added.content.encode("utf-8"))
         return widths
+
+    def _is_unchanged(self, text: str) -> bool:
+        """Whether the tokenizer's normalizer leaves a text as it is."""
+        return not self._composes or text.isascii() or unicodedata.is_normalized("NFC", text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,6 +26,16 @@ _GPT2 = re.compile(
 _GPT2_DIGITS = re.compile(
     rf"{_CONTRACTIONS}| ?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9]+|\s+(?![^\s0-9])|\s+", re.ASCII
 )
+#: By the ``Split`` of Llama 3 (``{1,3}`` digits together) and Qwen 2 and 3 (each apart).
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_IN_ASCII = {r"\p{L}\p{N}": "A-Za-z0-9", r"\p{L}": "[A-Za-z]", r"\p{N}": "[0-9]"}
+_SPLITS = {
+    split: re.compile(re.sub(r"(\\p\{\w\})+", lambda m: _IN_ASCII[m[0]], split), re.ASCII)
+    for split in (_SPLIT % "{1,3}", _SPLIT % "")
+}
 
 
 class WordTable:
@@ -33,33 +44,37 @@ class WordTable:
     Args:
         tokenizer: encodes the words that are not in the table.
         pattern: finds the words of ASCII text, as the tokenizer does.
+        cut_out: tokens that the tokenizer cuts out of a text before it looks for words.
     """
 
-    def __init__(self, tokenizer: Tokenizer, pattern: re.Pattern[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, pattern: re.Pattern[str], cut_out: Sequence[str] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._find = pattern.findall
+        self._cuts = re.compile("|".join(map(re.escape, cut_out))).search if cut_out else None
         self._ids: dict[str, list[int]] = {}
         self._characters = 0
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> WordTable | None:
-        """The table of a byte-level BPE; None unless it cuts words as GPT-2 or SmolLM2 do."""
+        """The table of a byte-level BPE.
+
+        None unless it cuts words as GPT-2, SmolLM2, Llama 3, Qwen 2 or Qwen 3 do.
+        """
         described = json.loads(tokenizer.to_str())
         step = described["pre_tokenizer"] or {}
-        steps = step.get("pretokenizers", [step])
-        pattern = _GPT2
-        if steps and steps[0].get("type") == "Digits" and steps[0]["individual_digits"]:
-            pattern, steps = _GPT2_DIGITS, steps[1:]
-        if [step.get("type") for step in steps] != ["ByteLevel"] or not steps[0]["use_regex"]:
+        pattern = _pattern(step.get("pretokenizers", [step]))
+        changes = described["normalizer"] or {"type": "NFC"}  # which leaves ASCII text as it is
+        if pattern is None or changes["type"] != "NFC" or described["model"]["dropout"]:
             return None
-        if described["normalizer"] or steps[0]["add_prefix_space"] or described["model"]["dropout"]:
-            return None
-        if not all(token["special"] for token in described["added_tokens"]):
-            return None  # such a token is cut out of the text before its words are
-        return cls(tokenizer, pattern)
+        added = described["added_tokens"]
+        return cls(tokenizer, pattern, [t["content"] for t in added if not t["special"]])
 
     def encode(self, text: str) -> list[int]:
         """Token ids of an ASCII text, in which control tokens are just text."""
+        if self._cuts and self._cuts(text):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
         words = self._find(text)
         try:
             return list(chain.from_iterable(map(self._ids.__getitem__, words)))
@@ -74,3 +89,18 @@ class WordTable:
         encodings = self._tokenizer.encode_batch_fast(new, add_special_tokens=False)
         self._ids.update((word, encoding.ids) for word, encoding in zip(new, encodings))
         self._characters += sum(map(len, new))
+
+
+def _pattern(steps: Sequence[dict[str, Any]]) -> re.Pattern[str] | None:
+    """How the steps of a pre-tokenizer cut ASCII text into words, if that is known."""
+    *before, last = steps or [{}]
+    if last.get("type") != "ByteLevel" or last["add_prefix_space"] or len(before) > 1:
+        return None
+    if not before:
+        return _GPT2 if last["use_regex"] else None
+    [first] = before
+    if first["type"] == "Digits" and first["individual_digits"]:
+        return _GPT2_DIGITS if last["use_regex"] else None
+    if first["type"] != "Split" or first["behavior"] != "Isolated" or first["invert"]:
+        return None
+    return None if last["use_regex"] else _SPLITS.get(first["pattern"].get("Regex"))
