@@ -209,13 +209,11 @@ class HFTokenizer(OffsetTokenizer):
 
     def _ids_of(self, pieces: Sequence[str]) -> dict[str, list[int]]:
         """The ids of each piece, once: what a template writes comes with every turn."""
-        found: dict[str, list[int]] = {}
+        different = list(set(pieces))
         if self._words is not None:
-            found = {piece: self._words.encode(piece) for piece in set(pieces) if piece.isascii()}
-        rest = list(set(pieces) - found.keys())
-        encodings = self.backend.encode_batch_fast(rest, add_special_tokens=False) if rest else []
-        found.update((piece, encoding.ids) for piece, encoding in zip(rest, encodings))
-        return found
+            return {piece: self._words.encode(piece) for piece in different}
+        encodings = self.backend.encode_batch_fast(different, add_special_tokens=False)
+        return {piece: encoding.ids for piece, encoding in zip(different, encodings)}
 
     def _find_byte_widths(self) -> np.ndarray | None:
         """Bytes of text per token id, shape [V]; None unless tokens are the text's own bytes.

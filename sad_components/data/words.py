@@ -2,14 +2,16 @@
 
 Such a tokenizer cuts text into words by a regular expression, then merges inside each word. For
 ASCII text the expression is easily said in Python's own terms, and transcripts repeat their words.
+Of other text, what stands between two spaces and is not ASCII is left whole: no word goes on
+across a space that follows something else.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,8 +40,12 @@ _SPLITS = {
 }
 
 
+#: Where a word is sure to end.
+_BREAK = re.compile(r"(?<=\S)(?= )")
+
+
 class WordTable:
-    """Token ids of ASCII text by its words.
+    """Token ids of a text by its words.
 
     Args:
         tokenizer: encodes the words that are not in the table.
@@ -72,15 +78,21 @@ class WordTable:
         return cls(tokenizer, pattern, [t["content"] for t in added if not t["special"]])
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of an ASCII text, in which control tokens are just text."""
+        """Token ids of a text, in which control tokens are just text."""
         if self._cuts and self._cuts(text):
             return self._tokenizer.encode(text, add_special_tokens=False).ids
-        words = self._find(text)
+        words = self._find(text) if text.isascii() else list(self._words(text))
         try:
             return list(chain.from_iterable(map(self._ids.__getitem__, words)))
         except KeyError:
             self._learn(words)
         return list(chain.from_iterable(map(self._ids.__getitem__, words)))
+
+    def _words(self, text: str) -> Iterator[str]:
+        """Words, and whole stretches between two spaces that are not ASCII."""
+        for is_ascii, parts in groupby(_BREAK.split(text), str.isascii):
+            together = list(parts)
+            yield from self._find("".join(together)) if is_ascii else together
 
     def _learn(self, words: list[str]) -> None:
         if self._characters > MAX_CHARACTERS:
