@@ -94,7 +94,8 @@ class Beliefs:
         self.sentence = task_line["task"]
         self.task = Task.parse(self.sentence)
         self.receptacles: tuple[str, ...] = tuple(_LISTED.findall(first_observation))
-        self.contents: dict[str, set[str]] = {}
+        #: place -> things, in the order in which they were told
+        self.contents: dict[str, list[str]] = {}
         self.closed: set[str] = set()
         self.location: str | None = None
         self.holding: str | None = None
@@ -110,13 +111,14 @@ class Beliefs:
             self.closed.discard(match["place"])
         if match := _ON.search(observation) or _IN.search(observation):
             self.closed.discard(match["place"])
-            self.contents[match["place"]] = set(_LISTED.findall(match["things"]))
+            self.contents[match["place"]] = _LISTED.findall(match["things"])
         if match := _PICKED.search(observation):
             self.holding = match["thing"]
-            self.contents.get(match["place"], set()).discard(match["thing"])
+            rest = [t for t in self.contents.get(match["place"], ()) if t != match["thing"]]
+            self.contents[match["place"]] = rest
         if match := _MOVED.search(observation):
             self.holding = None
-            self.contents.setdefault(match["place"], set()).add(match["thing"])
+            self.contents.setdefault(match["place"], []).append(match["thing"])
         if match := _TREATED.search(observation):
             self._treat(match["thing"], RESULTS[match["verb"]])
 

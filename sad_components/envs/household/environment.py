@@ -10,7 +10,7 @@ from sad_components.envs.household.engine import HouseholdEnv
 from sad_components.envs.household.episodes import INSTRUCTIONS, ExpertPlayer, describe_game
 from sad_components.envs.household.expert import SEARCHES
 from sad_components.envs.household.games import GAMES_PER_SPLIT, SPLITS, Game, sample_game
-from sad_components.envs.household.renaming import Renaming
+from sad_components.envs.household.renaming import Renaming, in_another_order
 from sad_components.envs.household.world import TASK_TYPES
 from sad_components.envs.protocol import Environment, NoSuchTask, Outcome
 from sad_components.trajectory import Message
@@ -24,11 +24,12 @@ class HouseholdEnvironment(Environment):
     Args:
         split: ``train`` or ``heldout``: which games :meth:`tasks` gives.
         style: ``dense`` (the instructions ask for a thought with every action), ``checking`` (the
-            same, and a thought says first whether what is sought is here) or ``sparse``.
+            same, and a thought goes first through what is in sight) or ``sparse``.
         task_types: which types :meth:`tasks` gives, in turn; None: all six.
         wrong_turn_share: share of the expert's episodes with a wrong turn or two, in [0, 1].
-        renamed_share: share of the games in which objects go by each other's names, in [0, 1]
-            (see :class:`~sad_components.envs.household.renaming.Renaming`).
+        renamed_share: share of the games in which objects go by each other's names and the room
+            is listed in another order, in [0, 1] (see
+            :class:`~sad_components.envs.household.renaming.Renaming`).
         search: how the expert searches: ``likely`` (usual places first) or ``listed`` (round the
             room as it was told of, which can be read off, not known).
         max_steps: actions after which an episode ends unwon.
@@ -98,9 +99,12 @@ class HouseholdEnvironment(Environment):
             raise NoSuchTask(f"a household task is 'train-n' or 'heldout-n'; got {task!r}")
         first = self._engine.reset(sample_game(int(match["seed"]), match["split"]))
         self._player = None
-        self._log = [first]
-        renamed = random.Random(f"renamed:{self.game.id}").random() < self._renamed_share
+        rng = random.Random(f"renamed:{self.game.id}")
+        renamed = rng.random() < self._renamed_share
         self._names = Renaming(self.game.id if renamed else None)
+        if renamed:
+            first = in_another_order(first, rng)
+        self._log = [first]
         return self._names.show(first)
 
     def _act(self, action: str) -> Outcome:

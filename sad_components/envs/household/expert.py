@@ -66,8 +66,8 @@ class Expert:
         rng: decides among equals.
         history: ``(action, observation)`` pairs that came before, whoever acted.
         search: ``likely`` goes to usual places first, at random among equals; ``listed`` goes
-            round the room in the order in which it was told of, from where it stands, and
-            calls every place that it has not seen as good.
+            round the room in the order in which it was told of, from where it stands, calls
+            every place that it has not seen as good, and takes the first of several targets.
 
     Raises:
         ValueError: no such order of a search.
@@ -101,7 +101,14 @@ class Expert:
         situation, acceptable, tier = plan(self.beliefs)
         if self._search == "listed" and situation in SEEKING:
             return self._next_listed(situation)
+        if self._search == "listed" and situation == "take":
+            return Decision(situation, self._first_in_sight(acceptable), tuple(acceptable), tier)
         return Decision(situation, self._rng.choice(acceptable), tuple(acceptable), tier)
+
+    def _first_in_sight(self, takes: list[str]) -> str:
+        place = self.beliefs.location
+        in_sight = self.beliefs.contents[place or ""]
+        return next(a for a in (f"take {t} from {place}" for t in in_sight) if a in takes)
 
     def _next_listed(self, situation: str) -> Decision:
         places = _unseen(self.beliefs)
