@@ -17,9 +17,9 @@ ROOM = (
 )
 
 
-def expert(task, *observations, seed=0):
+def expert(task, *observations, seed=0, search="likely"):
     history = [("", observation) for observation in observations]
-    return Expert(ROOM.format(task=task), random.Random(seed), history)
+    return Expert(ROOM.format(task=task), random.Random(seed), history, search)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,6 @@ def test_search_order_varies():
     assert len({expert(task, seed=seed).decide().action for seed in range(20)}) > 2
 
 
-def listed(task, *observations, search="listed"):
-    history = [("", observation) for observation in observations]
-    return Expert(ROOM.format(task=task), random.Random(0), history, search)
-
-
 def nothing_at(*places):
     return [f"You arrive at {place}. On the {place}, you see nothing." for place in places]
 
@@ -90,17 +85,18 @@ def nothing_at(*places):
 def test_search_round_the_room_takes_the_next_place_that_it_has_not_seen(
     task, observations, action
 ):
-    decision = listed(task, *observations).decide()
-    seen = {o.split("arrive at ")[1].split(".")[0] for o in observations if "arrive" in o}
+    decision = expert(task, *observations, search="listed").decide()
+    visited = {o.split("arrive at ")[1].split(".")[0] for o in observations if "arrive" in o}
     assert decision.action == action
     assert decision.tier is None
-    assert len(decision.acceptable) == 9 - len(seen)
-    assert not seen & {a.removeprefix("go to ") for a in decision.acceptable}
+    assert len(decision.acceptable) == 9 - len(visited)
+    assert not visited & {a.removeprefix("go to ") for a in decision.acceptable}
 
 
 def test_search_round_the_room_does_not_name_the_number_or_a_reason():
     for seed in range(20):
-        player, narrator = listed("put a mug in fridge"), Narrator("dense", random.Random(seed))
+        player = expert("put a mug in fridge", search="listed")
+        narrator = Narrator("dense", random.Random(seed))
         thought = narrator.thought(player.decide(), player.beliefs)
         assert "cabinet" in thought
         assert not re.search(r"\d|usual|likely|often", thought)
@@ -108,7 +104,7 @@ def test_search_round_the_room_does_not_name_the_number_or_a_reason():
 
 def test_unknown_search_is_an_error():
     with pytest.raises(ValueError, match="one of likely, listed; got 'random'"):
-        listed("put a mug in fridge", search="random")
+        expert("put a mug in fridge", search="random")
 
 
 def test_search_never_returns_to_a_seen_place():
@@ -213,26 +209,34 @@ def checking(task, *observations):
     return thoughts
 
 
-#: What says that something is here or not, up to where only that can tell.
-CHECK = r"(The|I need the|As for the|Wanted:) {}( \d+)?\b"
+#: What introduces the list of what is in sight.
+CHECK = r"(Looking for|I need|Where is|Is there) an? {}[:?] (?P<seen>[^.]*)\."
 
 
-def test_checking_says_first_whether_the_thing_sought_is_here():
-    first, *rest = checking(
+def seen(thought, kind="mug"):
+    match = re.search(CHECK.format(kind), thought)
+    return match and match["seen"]
+
+
+def test_checking_goes_through_what_is_in_sight_up_to_what_is_sought():
+    thoughts = checking(
         "put a mug in fridge",
         "You arrive at cabinet 1. The cabinet 1 is closed.",
         "You open the cabinet 1. The cabinet 1 is open. In it, you see nothing.",
         "You arrive at countertop 1. On the countertop 1, you see a apple 1, and a cup 2.",
         "Nothing happens.",
-        "You arrive at coffeemachine 1. On the coffeemachine 1, you see a pan 1, and a mug 2.",
-        "You pick up the mug 2 from the coffeemachine 1.",
+        "You arrive at drawer 1. On the drawer 1, you see a pan 1, a mug 2, and a cup 1.",
+        "You pick up the mug 2 from the drawer 1.",
     )
-    numbers = [
-        match and (match[2] or "none")
-        for match in (re.match(CHECK.format("mug"), thought) for thought in [first, *rest])
+    assert [seen(thought) for thought in thoughts] == [
+        None,
+        None,
+        "nothing here",
+        "apple no, cup no",
+        "apple no, cup no",
+        "pan no, mug 2",
+        None,
     ]
-    assert numbers == [None, None, "none", "none", "none", " 2", None]
-    assert ["not here" in thought for thought in rest] == [False, True, True, True, False, False]
 
 
 def test_checking_comes_after_the_words_about_a_slip():
@@ -241,7 +245,29 @@ def test_checking_comes_after_the_words_about_a_slip():
     player.observe("You arrive at countertop 1. On the countertop 1, you see a mug 3.")
     thought = narrator.thought(player.decide(), player.beliefs, slip="invalid")
     assert not re.match(CHECK.format("mug"), thought)
-    assert re.search(CHECK.format("mug"), thought)[2] == " 3"
+    assert seen(thought) == "mug 3"
+
+
+def test_checking_says_only_words_of_the_task():
+    for seed in range(20):
+        player, narrator = (
+            expert("put two mug in drawer"),
+            Narrator("checking", random.Random(seed)),
+        )
+        assert "mugs" not in narrator.thought(player.decide(), player.beliefs)
+
+
+def test_the_expert_that_goes_by_the_list_takes_the_first_in_sight():
+    for seed in range(10):
+        player = expert(
+            "put a mug in fridge",
+            "You arrive at drawer 1. On the drawer 1, you see a cup 1, a mug 2, and a mug 1.",
+            search="listed",
+            seed=seed,
+        )
+        decision = player.decide()
+        assert decision.action == "take mug 2 from drawer 1"
+        assert decision.acceptable == ("take mug 1 from drawer 1", "take mug 2 from drawer 1")
 
 
 def test_checking_says_nothing_of_what_already_lies_where_it_belongs():
@@ -262,8 +288,10 @@ def test_checking_looks_for_the_lamp_too():
         "You pick up the mug 1 from the countertop 1.",
         "You arrive at cabinet 2. On the cabinet 2, you see a cup 1, and a desklamp 1.",
     )
-    assert re.match(CHECK.format("desklamp"), thoughts[-2])[2] is None
-    assert re.match(CHECK.format("desklamp"), thoughts[-1])[2] == " 1"
+    assert [seen(thought, "desklamp") for thought in thoughts[-2:]] == [
+        "nothing here",
+        "cup no, desklamp 1",
+    ]
 
 
 def test_unknown_style_is_an_error():

@@ -49,7 +49,7 @@ _MISSES = (
     "The {sought} is not here.",
     "Nothing useful here.",
 )
-#: Behind each: of every thing in sight its kind, then ``no``, or its number if it is what is sought.
+#: Then, of every thing in sight: its kind, and ``no`` or, if it is sought, its number.
 _CHECKS = (
     "Looking for {a_sought}:",
     "I need {a_sought}:",
