@@ -32,6 +32,8 @@ class HouseholdEnvironment(Environment):
             :class:`~sad_components.envs.household.renaming.Renaming`).
         search: how the expert searches: ``likely`` (usual places first) or ``listed`` (round the
             room as it was told of, which can be read off, not known).
+        near_share: share of the expert's ``listed`` searches that begin near a target, in [0, 1]:
+            what is sought is then found, and told from what is not, more often.
         max_steps: actions after which an episode ends unwon.
 
     Raises:
@@ -50,6 +52,7 @@ class HouseholdEnvironment(Environment):
         max_steps: int = 50,
         renamed_share: float = 0.0,
         search: str = "likely",
+        near_share: float = 0.0,
     ) -> None:
         super().__init__(max_steps)
         if split not in SPLITS:
@@ -63,14 +66,20 @@ class HouseholdEnvironment(Environment):
             raise ValueError(
                 f"task_types is a non-empty list of {', '.join(TASK_TYPES)}; got {task_types}"
             )
-        for name, share in (("wrong_turn", wrong_turn_share), ("renamed", renamed_share)):
+        shares = {"wrong_turn": wrong_turn_share, "renamed": renamed_share, "near": near_share}
+        for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}_share is a probability in [0, 1]; got {share}")
         self.split, self.variant = split, style
         self.instructions = INSTRUCTIONS[style]
         self._task_types = frozenset(task_types or TASK_TYPES)
-        self._wrong_turn_share, self._renamed_share = wrong_turn_share, renamed_share
-        self._search = search
+        self._renamed_share = renamed_share
+        self._expert_options = {
+            "style": style,
+            "wrong_turn_share": wrong_turn_share,
+            "search": search,
+            "near_share": near_share,
+        }
         self._names = Renaming()
         self._engine = HouseholdEnv(max_steps)
         self._player: ExpertPlayer | None = None
@@ -121,9 +130,7 @@ class HouseholdEnvironment(Environment):
     def expert_turn(self) -> Message | None:
         """The expert's turn; it takes over from whoever acted before."""
         if self._player is None:
-            self._player = ExpertPlayer(
-                self._engine, self._log[0], self.variant, self._wrong_turn_share, self._search
-            )
+            self._player = ExpertPlayer(self._engine, self._log[0], **self._expert_options)
             for observation in self._log[1:]:
                 self._player.observe(observation)
         message = self._player.turn()[0]

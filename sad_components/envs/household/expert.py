@@ -68,6 +68,7 @@ class Expert:
         search: ``likely`` goes to usual places first, at random among equals; ``listed`` goes
             round the room in the order in which it was told of, from where it stands, calls
             every place that it has not seen as good, and takes the first of several targets.
+        start: where a ``listed`` search begins; None: at the first place.
 
     Raises:
         ValueError: no such order of a search.
@@ -84,11 +85,12 @@ class Expert:
         rng: random.Random,
         history: Iterable[tuple[str, str]] = (),
         search: str = "likely",
+        start: str | None = None,
     ) -> None:
         if search not in SEARCHES:
             raise ValueError(f"a search goes by one of {', '.join(SEARCHES)}; got {search!r}")
         self.beliefs = Beliefs(first_observation)
-        self._rng, self._search = rng, search
+        self._rng, self._search, self._start = rng, search, start
         for _, observation in history:
             self.observe(observation)
 
@@ -112,7 +114,7 @@ class Expert:
 
     def _next_listed(self, situation: str) -> Decision:
         places = _unseen(self.beliefs)
-        receptacles, here = self.beliefs.receptacles, self.beliefs.location
+        receptacles, here = self.beliefs.receptacles, self.beliefs.location or self._start
         start = receptacles.index(here) if here in receptacles else 0
         place = min(places, key=lambda p: (receptacles.index(p) - start) % len(receptacles))
         return Decision(situation, f"go to {place}", tuple(_go_to(places)), None)

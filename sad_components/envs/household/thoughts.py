@@ -2,8 +2,8 @@
 
 ``dense``: a thought before every action. It tells belief, sub-goal, and what kind of place comes
 next and why, but never the action itself. ``checking``: the same, and wherever something is
-sought, the thought goes first through what is in sight: "cup no, pan no, egg 2". A small model
-then compares one word with one word, instead of judging a list. ``sparse``: a thought only when the
+sought, the thought says first whether it is here, by its kind and, if so, its number. A small
+model then has one word to look up, not a list to judge. ``sparse``: a thought only when the
 sub-goal changes, as in published ReAct transcripts of ALFWorld.
 """
 
@@ -49,12 +49,12 @@ _MISSES = (
     "The {sought} is not here.",
     "Nothing useful here.",
 )
-#: Then, of every thing in sight: its kind, and ``no`` or, if it is sought, its number.
+#: Up to the kind all are worded alike; only a number or another word then tells whether it is here.
 _CHECKS = (
-    "Looking for {a_sought}:",
-    "I need {a_sought}:",
-    "Where is {a_sought}?",
-    "Is there {a_sought}?",
+    ("The {thing} is here.", "The {sought} is not here."),
+    ("I need the {thing}, and it is here.", "I need the {sought}, which is not here."),
+    ("As for the {thing}: it is here.", "As for the {sought}: not here."),
+    ("Wanted: {thing}, right here.", "Wanted: {sought}, but not here."),
 )
 #: Situations in which something is sought that may be in sight, and those in which it is.
 _LOOKING = ("search", "search_lamp", "fetch", "to_lamp")
@@ -248,13 +248,14 @@ class Narrator:
         if seen is None:
             parts = [opening]
         else:
-            check = f"{self._pick(_CHECKS)} {', '.join(seen) or 'nothing here'}."
+            check = self._pick(_CHECKS)[0 if seen else 1]
             parts = [opening if slip or previous is None else "", check]
+            slots["thing"] = seen
         if self.style == "sparse":
             parts.append(self._pick(_SPARSE[decision.phase]))
         elif decision.situation in SEEKING:
             parts.append(self._pick(_GOING_ROUND if tier is None else _SEARCH[tier]))
-        elif decision.situation not in _SEEING or seen is None:
+        elif not seen:
             parts.append(self._pick(_DENSE[decision.situation]))
         return " ".join(part.format(**slots) for part in parts if part)
 
@@ -292,20 +293,14 @@ def _plan_of(beliefs: Beliefs) -> str:
     return "two" if task.count == 2 else "put"
 
 
-def _seen(decision: Decision, beliefs: Beliefs) -> list[str] | None:
-    """What is in sight, thing by thing up to the one sought; None where nothing is sought."""
-    here = beliefs.contents.get(beliefs.location or "")
-    if here is None or beliefs.location in beliefs.closed:
-        return None
+def _seen(decision: Decision, beliefs: Beliefs) -> str | None:
+    """The thing sought if it is in sight, else empty; None where nothing is sought."""
     if decision.situation in _SEEING:
-        found = " ".join(
-            decision.action.split()[1:3]
-        )  # "take mug 2 from shelf 1", "use desklamp 1"
-        return [f"{kind_of(thing)} no" for thing in here[: here.index(found)]] + [found]
-    if decision.situation not in _LOOKING:
+        return " ".join(decision.action.split()[1:3])  # "take mug 2 from shelf 1", "use desklamp 1"
+    here = beliefs.contents.get(beliefs.location or "")
+    if decision.situation not in _LOOKING or here is None or beliefs.location in beliefs.closed:
         return None
-    kinds = [kind_of(thing) for thing in here]
-    return None if _sought(decision, beliefs) in kinds else [f"{kind} no" for kind in kinds]
+    return None if any(kind_of(thing) == _sought(decision, beliefs) for thing in here) else ""
 
 
 def _sought(decision: Decision, beliefs: Beliefs) -> str:
