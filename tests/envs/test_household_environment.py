@@ -58,6 +58,21 @@ def test_the_expert_that_looks_round_the_room_wins_too():
 
 
 @needs_engine
+def test_a_lucky_search_begins_near_what_it_seeks():
+    def places_before_the_first_target(share):
+        episodes = play(
+            ExpertPolicy("household-expert"), count=12, search="listed", near_share=share
+        )
+        assert all(e.won for e in episodes)
+        visits = [[a for a in e.actions if a.startswith(("go", "take"))] for e in episodes]
+        return [next(i for i, a in enumerate(v) if a.startswith("take")) - 1 for v in visits]
+
+    lucky = places_before_the_first_target(1.0)
+    assert max(lucky) <= 2
+    assert sum(places_before_the_first_target(0.0)) > 2 * sum(lucky)
+
+
+@needs_engine
 def test_the_expert_takes_over_a_strangers_episode():
     env = make_environment("household")
     rng = random.Random(0)
@@ -92,7 +107,8 @@ def test_tasks():
         ({"search": "random"}, "one of likely, listed; got 'random'"),
         ({"task_types": ["cook"]}, r"non-empty list of .*; got \['cook'\]"),
         ({"task_types": []}, "non-empty list"),
-        ({"wrong_turn_share": 2}, r"probability in \[0, 1\]; got 2"),
+        ({"wrong_turn_share": 2}, r"wrong_turn_share is a probability in \[0, 1\]; got 2"),
+        ({"near_share": -1}, r"near_share is a probability in \[0, 1\]; got -1"),
     ],
 )
 def test_options_that_cannot_be(options, message):

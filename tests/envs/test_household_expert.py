@@ -93,6 +93,19 @@ def test_search_round_the_room_takes_the_next_place_that_it_has_not_seen(
     assert not visited & {a.removeprefix("go to ") for a in decision.acceptable}
 
 
+@pytest.mark.parametrize(
+    ("start", "visits"),
+    [("drawer 1", ["drawer 1", "fridge 1"]), ("stoveburner 1", ["stoveburner 1", "cabinet 2"])],
+)
+def test_search_round_the_room_begins_where_it_is_told_to(start, visits):
+    player = Expert(
+        ROOM.format(task="put a mug in fridge"), random.Random(0), search="listed", start=start
+    )
+    for place in visits:
+        assert player.decide().action == f"go to {place}"
+        player.observe(*nothing_at(place))
+
+
 def test_search_round_the_room_does_not_name_the_number_or_a_reason():
     for seed in range(20):
         player = expert("put a mug in fridge", search="listed")
@@ -209,34 +222,26 @@ def checking(task, *observations):
     return thoughts
 
 
-#: What introduces the list of what is in sight.
-CHECK = r"(Looking for|I need|Where is|Is there) an? {}[:?] (?P<seen>[^.]*)\."
+#: What says that something is here or not, up to where only that can tell.
+CHECK = r"(The|I need the|As for the|Wanted:) {}( \d+)?\b"
 
 
-def seen(thought, kind="mug"):
-    match = re.search(CHECK.format(kind), thought)
-    return match and match["seen"]
-
-
-def test_checking_goes_through_what_is_in_sight_up_to_what_is_sought():
-    thoughts = checking(
+def test_checking_says_first_whether_the_thing_sought_is_here():
+    first, *rest = checking(
         "put a mug in fridge",
         "You arrive at cabinet 1. The cabinet 1 is closed.",
         "You open the cabinet 1. The cabinet 1 is open. In it, you see nothing.",
         "You arrive at countertop 1. On the countertop 1, you see a apple 1, and a cup 2.",
         "Nothing happens.",
-        "You arrive at drawer 1. On the drawer 1, you see a pan 1, a mug 2, and a cup 1.",
-        "You pick up the mug 2 from the drawer 1.",
+        "You arrive at coffeemachine 1. On the coffeemachine 1, you see a pan 1, and a mug 2.",
+        "You pick up the mug 2 from the coffeemachine 1.",
     )
-    assert [seen(thought) for thought in thoughts] == [
-        None,
-        None,
-        "nothing here",
-        "apple no, cup no",
-        "apple no, cup no",
-        "pan no, mug 2",
-        None,
+    numbers = [
+        match and (match[2] or "none")
+        for match in (re.match(CHECK.format("mug"), thought) for thought in [first, *rest])
     ]
+    assert numbers == [None, None, "none", "none", "none", " 2", None]
+    assert ["not here" in thought for thought in rest] == [False, True, True, True, False, False]
 
 
 def test_checking_comes_after_the_words_about_a_slip():
@@ -245,7 +250,7 @@ def test_checking_comes_after_the_words_about_a_slip():
     player.observe("You arrive at countertop 1. On the countertop 1, you see a mug 3.")
     thought = narrator.thought(player.decide(), player.beliefs, slip="invalid")
     assert not re.match(CHECK.format("mug"), thought)
-    assert seen(thought) == "mug 3"
+    assert re.search(CHECK.format("mug"), thought)[2] == " 3"
 
 
 def test_checking_says_only_words_of_the_task():
@@ -288,10 +293,8 @@ def test_checking_looks_for_the_lamp_too():
         "You pick up the mug 1 from the countertop 1.",
         "You arrive at cabinet 2. On the cabinet 2, you see a cup 1, and a desklamp 1.",
     )
-    assert [seen(thought, "desklamp") for thought in thoughts[-2:]] == [
-        "nothing here",
-        "cup no, desklamp 1",
-    ]
+    assert re.match(CHECK.format("desklamp"), thoughts[-2])[2] is None
+    assert re.match(CHECK.format("desklamp"), thoughts[-1])[2] == " 1"
 
 
 def test_unknown_style_is_an_error():
