@@ -48,7 +48,7 @@ household-teacher: $(TEST_INSTALLED)
 	$(BIN)/sad train-tokenizer $(HOUSEHOLD_RUN)/expert.jsonl --out $(HOUSEHOLD_RUN)/tokenizer \
 	  --vocab-size 1024 --whole-numbers
 	$(BIN)/tune run recipes/collect_trajectories.py --config household/collect_heldout \
-	  environment.options.style=checking environment.options.search=listed output=$(HOUSEHOLD_RUN)/heldout.jsonl
+	  environment.options.style=checking output=$(HOUSEHOLD_RUN)/heldout.jsonl
 	$(BIN)/tune run recipes/structured_kd.py --config household/train_teacher
 	$(BIN)/tune run recipes/evaluate_agent.py --config household/evaluate_teacher
 

@@ -94,8 +94,7 @@ class Beliefs:
         self.sentence = task_line["task"]
         self.task = Task.parse(self.sentence)
         self.receptacles: tuple[str, ...] = tuple(_LISTED.findall(first_observation))
-        #: place -> things, in the order in which they were told
-        self.contents: dict[str, list[str]] = {}
+        self.contents: dict[str, set[str]] = {}
         self.closed: set[str] = set()
         self.location: str | None = None
         self.holding: str | None = None
@@ -111,14 +110,13 @@ class Beliefs:
             self.closed.discard(match["place"])
         if match := _ON.search(observation) or _IN.search(observation):
             self.closed.discard(match["place"])
-            self.contents[match["place"]] = _LISTED.findall(match["things"])
+            self.contents[match["place"]] = set(_LISTED.findall(match["things"]))
         if match := _PICKED.search(observation):
             self.holding = match["thing"]
-            rest = [t for t in self.contents.get(match["place"], ()) if t != match["thing"]]
-            self.contents[match["place"]] = rest
+            self.contents.get(match["place"], set()).discard(match["thing"])
         if match := _MOVED.search(observation):
             self.holding = None
-            self.contents.setdefault(match["place"], []).append(match["thing"])
+            self.contents.setdefault(match["place"], set()).add(match["thing"])
         if match := _TREATED.search(observation):
             self._treat(match["thing"], RESULTS[match["verb"]])
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from sad_components.envs.household.engine import HouseholdEnv
 from sad_components.envs.household.episodes import INSTRUCTIONS, ExpertPlayer, describe_game
-from sad_components.envs.household.expert import SEARCHES
 from sad_components.envs.household.games import GAMES_PER_SPLIT, SPLITS, Game, sample_game
-from sad_components.envs.household.renaming import Renaming, in_another_order
+from sad_components.envs.household.renaming import Renaming
 from sad_components.envs.household.world import TASK_TYPES
 from sad_components.envs.protocol import Environment, NoSuchTask, Outcome
 from sad_components.trajectory import Message
@@ -24,21 +23,16 @@ class HouseholdEnvironment(Environment):
     Args:
         split: ``train`` or ``heldout``: which games :meth:`tasks` gives.
         style: ``dense`` (the instructions ask for a thought with every action), ``checking`` (the
-            same, and a thought goes first through what is in sight) or ``sparse``.
+            same, and a thought says first whether what is sought is here) or ``sparse``.
         task_types: which types :meth:`tasks` gives, in turn; None: all six.
         wrong_turn_share: share of the expert's episodes with a wrong turn or two, in [0, 1].
-        renamed_share: share of the games in which objects go by each other's names and the room
-            is listed in another order, in [0, 1] (see
-            :class:`~sad_components.envs.household.renaming.Renaming`).
-        search: how the expert searches: ``likely`` (usual places first) or ``listed`` (round the
-            room as it was told of, which can be read off, not known).
-        near_share: share of the expert's ``listed`` searches that begin near a target, in [0, 1]:
-            what is sought is then found, and told from what is not, more often.
+        renamed_share: share of the games in which objects go by each other's names, in [0, 1]
+            (see :class:`~sad_components.envs.household.renaming.Renaming`).
         max_steps: actions after which an episode ends unwon.
 
     Raises:
         ImportError: the ``household`` extra is not installed.
-        ValueError: no such split, style, search, task type or share.
+        ValueError: no such split, style, task type or share.
     """
 
     name = "household"
@@ -51,35 +45,24 @@ class HouseholdEnvironment(Environment):
         wrong_turn_share: float = 0.0,
         max_steps: int = 50,
         renamed_share: float = 0.0,
-        search: str = "likely",
-        near_share: float = 0.0,
     ) -> None:
         super().__init__(max_steps)
         if split not in SPLITS:
             raise ValueError(f"a split is one of {', '.join(SPLITS)}; got {split!r}")
         if style not in INSTRUCTIONS:
             raise ValueError(f"a style is one of {', '.join(INSTRUCTIONS)}; got {style!r}")
-        if search not in SEARCHES:
-            raise ValueError(f"a search goes by one of {', '.join(SEARCHES)}; got {search!r}")
         unknown = [name for name in task_types or () if name not in TASK_TYPES]
         if unknown or task_types == []:
             raise ValueError(
                 f"task_types is a non-empty list of {', '.join(TASK_TYPES)}; got {task_types}"
             )
-        shares = {"wrong_turn": wrong_turn_share, "renamed": renamed_share, "near": near_share}
-        for name, share in shares.items():
+        for name, share in (("wrong_turn", wrong_turn_share), ("renamed", renamed_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}_share is a probability in [0, 1]; got {share}")
         self.split, self.variant = split, style
         self.instructions = INSTRUCTIONS[style]
         self._task_types = frozenset(task_types or TASK_TYPES)
-        self._renamed_share = renamed_share
-        self._expert_options = {
-            "style": style,
-            "wrong_turn_share": wrong_turn_share,
-            "search": search,
-            "near_share": near_share,
-        }
+        self._wrong_turn_share, self._renamed_share = wrong_turn_share, renamed_share
         self._names = Renaming()
         self._engine = HouseholdEnv(max_steps)
         self._player: ExpertPlayer | None = None
@@ -108,12 +91,9 @@ class HouseholdEnvironment(Environment):
             raise NoSuchTask(f"a household task is 'train-n' or 'heldout-n'; got {task!r}")
         first = self._engine.reset(sample_game(int(match["seed"]), match["split"]))
         self._player = None
-        rng = random.Random(f"renamed:{self.game.id}")
-        renamed = rng.random() < self._renamed_share
-        self._names = Renaming(self.game.id if renamed else None)
-        if renamed:
-            first = in_another_order(first, rng)
         self._log = [first]
+        renamed = random.Random(f"renamed:{self.game.id}").random() < self._renamed_share
+        self._names = Renaming(self.game.id if renamed else None)
         return self._names.show(first)
 
     def _act(self, action: str) -> Outcome:
@@ -130,7 +110,8 @@ class HouseholdEnvironment(Environment):
     def expert_turn(self) -> Message | None:
         """The expert's turn; it takes over from whoever acted before."""
         if self._player is None:
-            self._player = ExpertPlayer(self._engine, self._log[0], **self._expert_options)
+            share = self._wrong_turn_share
+            self._player = ExpertPlayer(self._engine, self._log[0], self.variant, share)
             for observation in self._log[1:]:
                 self._player.observe(observation)
         message = self._player.turn()[0]

@@ -5,18 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from sad_components.envs.household.beliefs import Beliefs
 from sad_components.envs.household.engine import HouseholdEnv, engine_versions
 from sad_components.envs.household.expert import Expert
 from sad_components.envs.household.games import Game, layout_fingerprint
 from sad_components.envs.household.thoughts import Narrator
-from sad_components.envs.household.world import kind_of
 from sad_components.envs.household.wrong_turns import schedule, wrong_action
 from sad_components.trajectory import Message, Trajectory
 
 TEACHER = "household-expert"
-#: How many places before a target a lucky search begins, at most.
-_NEAR = 2
 
 _ACTIONS = (
     "Actions: go to R, open R, close R, take O from R, move O to R, use O, "
@@ -78,32 +74,20 @@ class ExpertPlayer:
         first_observation: what the reset said.
         style: ``dense``, ``checking`` or ``sparse`` thoughts.
         wrong_turn_share: probability in [0, 1] that the episode holds a wrong turn or two.
-        search: ``likely`` or ``listed``, see :class:`Expert`.
-        near_share: probability in [0, 1] that a ``listed`` search begins near a place that holds
-            the target; above 0, it begins anywhere else.
 
     Raises:
-        ValueError: no such style or search, or a share outside [0, 1].
+        ValueError: no such style, or a share outside [0, 1].
     """
 
     def __init__(
-        self,
-        env: HouseholdEnv,
-        first_observation: str,
-        style: str,
-        wrong_turn_share: float,
-        search: str = "likely",
-        near_share: float = 0.0,
+        self, env: HouseholdEnv, first_observation: str, style: str, wrong_turn_share: float
     ) -> None:
         _check_share(wrong_turn_share)
         self._env = env
         self._rng = random.Random(f"{env.game.id}:{style}")
         self._narrator = Narrator(style, self._rng)
         self._wrong_turns = schedule(wrong_turn_share, self._rng)
-        start = None
-        if search == "listed" and near_share > 0:
-            start = _start(env.game, first_observation, near_share, self._rng)
-        self._expert = Expert(first_observation, self._rng, search=search, start=start)
+        self._expert = Expert(first_observation, self._rng)
         self._turns = 0
         self._slip: str | None = None
 
@@ -130,15 +114,6 @@ class ExpertPlayer:
     def observe(self, observation: str) -> None:
         """Takes in the answer to the last turn."""
         self._expert.observe(observation)
-
-
-def _start(game: Game, first_observation: str, near_share: float, rng: random.Random) -> str:
-    """Where a search round the room begins: by luck at most ``_NEAR`` places before a target."""
-    places = Beliefs(first_observation).receptacles
-    found = [place for thing, place in game.layout.places if kind_of(thing) == game.target]
-    if rng.random() >= near_share:
-        return rng.choice(places)
-    return places[places.index(rng.choice(found)) - rng.randint(0, _NEAR)]
 
 
 def describe_game(game: Game, style: str) -> dict[str, Any]:

@@ -29,11 +29,6 @@ PHASES = {
     "drop": "drop",
 }
 
-#: Situations in which the next place to look into is chosen.
-SEEKING = ("search", "search_lamp")
-#: Orders of a search: usual places first, at random among equals; or as the room lists its places.
-SEARCHES = ("likely", "listed")
-
 
 @dataclass(frozen=True)
 class Decision:
@@ -43,14 +38,13 @@ class Decision:
         situation: a key of ``PHASES``.
         action: the command it chose.
         acceptable: every command that is as good, the chosen one included.
-        tier: for a search, how usual a place is: 0 usual, 1 possible, 2 odd; None where that
-            does not matter.
+        tier: for a search, how usual a place is: 0 usual, 1 possible, 2 odd.
     """
 
     situation: str
     action: str
     acceptable: tuple[str, ...]
-    tier: int | None = 0
+    tier: int = 0
 
     @property
     def phase(self) -> str:
@@ -65,13 +59,6 @@ class Expert:
         first_observation: the room and the task.
         rng: decides among equals.
         history: ``(action, observation)`` pairs that came before, whoever acted.
-        search: ``likely`` goes to usual places first, at random among equals; ``listed`` goes
-            round the room in the order in which it was told of, from where it stands, calls
-            every place that it has not seen as good, and takes the first of several targets.
-        start: where a ``listed`` search begins; None: at the first place.
-
-    Raises:
-        ValueError: no such order of a search.
 
     Example:
         >>> expert = Expert(env.reset(3), random.Random(0))
@@ -84,13 +71,9 @@ class Expert:
         first_observation: str,
         rng: random.Random,
         history: Iterable[tuple[str, str]] = (),
-        search: str = "likely",
-        start: str | None = None,
     ) -> None:
-        if search not in SEARCHES:
-            raise ValueError(f"a search goes by one of {', '.join(SEARCHES)}; got {search!r}")
         self.beliefs = Beliefs(first_observation)
-        self._rng, self._search, self._start = rng, search, start
+        self._rng = rng
         for _, observation in history:
             self.observe(observation)
 
@@ -101,23 +84,7 @@ class Expert:
     def decide(self) -> Decision:
         """The next action; the state of knowledge stays as it is."""
         situation, acceptable, tier = plan(self.beliefs)
-        if self._search == "listed" and situation in SEEKING:
-            return self._next_listed(situation)
-        if self._search == "listed" and situation == "take":
-            return Decision(situation, self._first_in_sight(acceptable), tuple(acceptable), tier)
         return Decision(situation, self._rng.choice(acceptable), tuple(acceptable), tier)
-
-    def _first_in_sight(self, takes: list[str]) -> str:
-        place = self.beliefs.location
-        in_sight = self.beliefs.contents[place or ""]
-        return next(a for a in (f"take {t} from {place}" for t in in_sight) if a in takes)
-
-    def _next_listed(self, situation: str) -> Decision:
-        places = _unseen(self.beliefs)
-        receptacles, here = self.beliefs.receptacles, self.beliefs.location or self._start
-        start = receptacles.index(here) if here in receptacles else 0
-        place = min(places, key=lambda p: (receptacles.index(p) - start) % len(receptacles))
-        return Decision(situation, f"go to {place}", tuple(_go_to(places)), None)
 
 
 _Plan = tuple[str, list[str], int]
@@ -158,18 +125,14 @@ def _search(beliefs: Beliefs, kind: str, go: str, look_inside: str) -> _Plan:
     here = beliefs.location
     if here in beliefs.closed and here not in beliefs.contents:
         return look_inside, [f"open {here}"], 0
-    unseen = _unseen(beliefs)
+    # All seen without success: things were moved unseen, so look again.
+    unseen = beliefs.unseen() or [r for r in beliefs.receptacles if r != here]
     likely, possible = homes_of(kind)
     for tier, kinds in enumerate((likely, possible)):
         places = [name for name in unseen if kind_of(name) in kinds]
         if places:
             return go, _go_to(places), tier
     return go, _go_to(unseen), 2
-
-
-def _unseen(beliefs: Beliefs) -> list[str]:
-    """Where to look. All seen without success: things were moved unseen, so look again."""
-    return beliefs.unseen() or [r for r in beliefs.receptacles if r != beliefs.location]
 
 
 def _treat(beliefs: Beliefs, held: str) -> _Plan:

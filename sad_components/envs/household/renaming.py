@@ -2,8 +2,7 @@
 
 Where things usually lie is soon known by heart, and most things have the number 1; a small model
 then "finds" an egg on every countertop and takes "egg 1" where egg 2 lies. With the names of
-objects and the numbers of everything exchanged, only the text says what lies where; and with the
-room's places in another order, only the text says which comes next.
+objects and the numbers of everything exchanged, only the text says what lies where.
 """
 
 from __future__ import annotations
@@ -18,19 +17,6 @@ _KINDS = tuple(sorted(OBJECTS))
 #: What has a number, but keeps its name.
 _FIXED = tuple(sorted({LAMP, *(kind for room in ROOMS.values() for kind in room)}))
 _DIGITS = "123456789"
-
-
-_ROOM = re.compile(r"(you see )(a [a-z]+ \d+(?:, (?:and )?a [a-z]+ \d+)*)")
-
-
-def in_another_order(first_observation: str, rng: random.Random) -> str:
-    """The room, its places listed in a random order: the game lists them by the alphabet."""
-
-    def shuffled(match: re.Match[str]) -> str:
-        *places, last = rng.sample(places := re.findall(r"a [a-z]+ \d+", match[2]), len(places))
-        return match[1] + (f"{', '.join(places)}, and {last}" if places else last)
-
-    return _ROOM.sub(shuffled, first_observation, count=1)
 
 
 class Renaming:

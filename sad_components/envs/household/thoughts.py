@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 
 from sad_components.envs.household.beliefs import Beliefs
-from sad_components.envs.household.expert import SEEKING, Decision
+from sad_components.envs.household.expert import Decision
 from sad_components.envs.household.world import LAMP, RESULTS, STATIONS, homes_of, kind_of
 
 STYLES = ("dense", "checking", "sparse")
@@ -57,7 +57,7 @@ _CHECKS = (
     ("Wanted: {thing}, right here.", "Wanted: {sought}, but not here."),
 )
 #: Situations in which something is sought that may be in sight, and those in which it is.
-_LOOKING = ("search", "search_lamp", "fetch", "to_lamp")
+_SEEKING = ("search", "search_lamp", "fetch", "to_lamp")
 _SEEING = ("take", "use_lamp")
 _NEXT_SEARCH = ("Now the second {target}.", "One is done, one more {target} to go.", "One more.")
 
@@ -95,13 +95,6 @@ _SEARCH = (
         "It must be somewhere unusual, maybe {where}.",
         "All sensible places are done; I check {where} too.",
     ),
-)
-#: The place is the next one in the room's list.
-_GOING_ROUND = (
-    "Next comes {where}.",
-    "The next place is {where}.",
-    "I look at {where} now.",
-    "Not seen yet: {where}.",
 )
 _OPEN = (
     "It is shut, so I look inside.",
@@ -240,7 +233,7 @@ class Narrator:
         changed, self._phase = decision.phase != self._phase, decision.phase
         if self.style == "sparse" and not changed and not slip:
             return None
-        slots, tier = _slots(decision, beliefs), decision.tier
+        slots = _slots(decision, beliefs)
         opening = self._opening(decision, beliefs, slip, previous)
         seen = None
         if self.style == "checking" and previous != "place":
@@ -253,8 +246,8 @@ class Narrator:
             slots["thing"] = seen
         if self.style == "sparse":
             parts.append(self._pick(_SPARSE[decision.phase]))
-        elif decision.situation in SEEKING:
-            parts.append(self._pick(_GOING_ROUND if tier is None else _SEARCH[tier]))
+        elif decision.situation in ("search", "search_lamp"):
+            parts.append(self._pick(_SEARCH[decision.tier]))
         elif not seen:
             parts.append(self._pick(_DENSE[decision.situation]))
         return " ".join(part.format(**slots) for part in parts if part)
@@ -269,13 +262,10 @@ class Narrator:
         if slip:
             return self._pick(_RECOVERIES[slip])
         if previous is None:
-            plans = _PLANS[_plan_of(beliefs)]
-            if self.style == "checking":  # says only words that stand in the task
-                plans = tuple(plan for plan in plans if "{targets}" not in plan)
-            return self._pick(plans)
+            return self._pick(_PLANS[_plan_of(beliefs)])
         if previous == "place":
             return self._pick(_NEXT_SEARCH)
-        searching = decision.situation in SEEKING
+        searching = decision.situation in ("search", "search_lamp")
         if searching and previous in (decision.situation, "open", "open_lamp"):
             return self._pick(_MISSES)
         return ""
@@ -298,7 +288,7 @@ def _seen(decision: Decision, beliefs: Beliefs) -> str | None:
     if decision.situation in _SEEING:
         return " ".join(decision.action.split()[1:3])  # "take mug 2 from shelf 1", "use desklamp 1"
     here = beliefs.contents.get(beliefs.location or "")
-    if decision.situation not in _LOOKING or here is None or beliefs.location in beliefs.closed:
+    if decision.situation not in _SEEKING or here is None or beliefs.location in beliefs.closed:
         return None
     return None if any(kind_of(thing) == _sought(decision, beliefs) for thing in here) else ""
 
