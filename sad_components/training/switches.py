@@ -12,9 +12,9 @@ from torch import nn
 from torchao.quantization import quantize_
 from torchao.quantization.qat import QATConfig
 from torchtune import training
-from torchtune.modules import TransformerSelfAttentionLayer
 
 from sad_components.models.quantized import SCHEMES, Scheme, quantize_folder
+from sad_components.training.activations import checkpoint_layers_
 from sad_components.training.config import ConfigError
 from sad_components.training.fp8 import RECIPES, use_fp8_
 
@@ -106,7 +106,7 @@ class Switches:
         if self.qat is not None:
             lines.append(prepare_qat_(student, self.qat))
         if self.checkpointing:
-            training.set_activation_checkpointing(student, {TransformerSelfAttentionLayer})
+            checkpoint_layers_(student)
             lines.append("activation checkpointing: every layer runs again in the backward pass")
         if self.offloading:
             lines.append("activation offloading: what layers keep lies in the CPU's memory")

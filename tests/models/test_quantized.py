@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torchao.quantization import quantize_
 from torchao.quantization.qat import QATConfig
 
+from sad_components.evaluation.decoding import CachedDecoder, FullDecoder, Prefix
 from sad_components.models import from_pretrained, from_scratch, save_student
 from sad_components.models.linear_layers import linear_layers
 from sad_components.models.lora import add_lora_
@@ -59,6 +60,16 @@ def test_reloaded_computes_what_fake_quantisation_did(tmp_path, config, name, dt
     loaded = load_quantized(tmp_path / "quantized")
     torch.testing.assert_close(logits(loaded), trained_as, atol=1e-6, rtol=1e-6)
     assert not torch.allclose(trained_as, exact, atol=1e-3)  # it is quantised at all
+
+
+def test_a_policy_reads_it_token_by_token(tmp_path):
+    _, plain = saved(tmp_path)
+    model = load_quantized(quantize_folder(plain, tmp_path / "q", Scheme("int4")))
+    prefixes = [Prefix(0, [3, 1, 4]), Prefix(1, [1, 5, 9, 2, 6])]
+    expected = FullDecoder(model).logits(prefixes)
+    cached = CachedDecoder(model)
+    cached.logits([Prefix(0, [3, 1]), Prefix(1, [1, 5, 9])])
+    torch.testing.assert_close(cached.logits(prefixes), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_folder_holds_half_a_byte_a_weight_and_the_scheme(tmp_path):

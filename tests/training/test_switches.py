@@ -12,6 +12,7 @@ from sad_components.models.hidden import stop_at_hidden
 from sad_components.models.last_layer import hidden_at
 from sad_components.models.lora import add_lora_
 from sad_components.models.quantized import SCHEMES, Scheme
+from sad_components.training.activations import checkpoint_layers_, unwrapped_layers
 from sad_components.training.switches import Switches, prepare_qat_
 
 CPU = torch.device("cpu")
@@ -58,6 +59,28 @@ def test_checkpointed_layers_run_twice_also_the_last_at_chosen_positions():
         grads.append([p.grad for p in model.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
     assert sorted(runs) == sorted([20, 20, int(chosen.sum()), int(chosen.sum())])
+
+
+def test_checkpointed_layers_can_be_unwrapped_for_a_while():
+    plain, model = tiny_llama(), tiny_llama()
+    checkpoint_layers_(model)
+    names = [name for name, _ in plain.named_modules()]
+    wrapped = [name for name, _ in model.named_modules()]
+    with unwrapped_layers(model):
+        assert [name for name, _ in model.named_modules()] == names
+    assert [name for name, _ in model.named_modules()] == wrapped != names
+    with unwrapped_layers(plain):
+        assert [name for name, _ in plain.named_modules()] == names
+
+
+@pytest.mark.parametrize("switch", [{"fp8": "rowwise"}, {"qat": "int4"}])
+def test_parameters_stay_the_same_objects(switch):
+    model = tiny_llama()
+    before = dict(model.named_parameters())
+    read(**switch).apply_(model)
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
