@@ -25,8 +25,6 @@ from sad_components.data.curriculum import Curriculum, CurriculumOrder
 from sad_components.data.transform import SpanTokenizer, TokenizedTrajectory
 from sad_components.evaluation.heldout import HeldoutEvaluator, format_table, teacher_row
 from sad_components.loss import HiddenRows, LossOutput
-from sad_components.models import from_pretrained, save_student
-from sad_components.models.families import family_of_model
 from sad_components.models.hidden import (
     head_of,
     num_parameters,
@@ -45,11 +43,12 @@ from sad_components.training.config import (
     is_null,
 )
 from sad_components.training.errors import explained
-from sad_components.training.meta_models import folder_of
+from sad_components.training.meta_models import base_folder_of, folder_of
 from sad_components.training.precision import resolve_device, resolve_dtype
 from sad_components.training.preflight import memory_preflight
 from sad_components.training.report import Throughput, versions
 from sad_components.training.run_folder import RunFolder
+from sad_components.training.student_weights import StudentWeights
 from sad_components.training.teachers import as_teacher
 from sad_components.training.vocabulary import check_tokenizers, shared_vocab_size
 
@@ -182,7 +181,9 @@ class StructuredKDRecipe:
         with training.set_default_dtype(self.dtype), self.device:
             student = build(cfg.student, "student")
             teacher = build(cfg.get("teacher"), "teacher")
-        family_of_model(student)  # else it could not be saved: better said now than at the end
+        # what could not be saved is refused here: better said now than at the end
+        self.weights = StudentWeights(student, getattr(self.tokenizer, "path", None))
+        self.say(*self.weights.describe())
         self.teacher = as_teacher(teacher)
         self.vocab = shared_vocab_size(
             vocab_size_of(student),
@@ -212,7 +213,8 @@ class StructuredKDRecipe:
         self.say(*self.order.describe(), *self.batching.describe(epoch, self.world))
 
     def _setup_optimizer(self, cfg: DictConfig) -> None:
-        self.optimizer = build(cfg.optimizer, "optimizer", self.student.parameters())
+        distributed.same_start(self.weights.trained)
+        self.optimizer = build(cfg.optimizer, "optimizer", self.weights.trained)
         self.scheduler = build(
             cfg.get("lr_scheduler"),
             "lr_scheduler",
@@ -253,7 +255,7 @@ class StructuredKDRecipe:
         metrics = {**self.gradients(), **self.order.metrics(self.step)}
         with self.throughput.timing("optimizer"):
             if self.clip is not None:
-                norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.clip)
+                norm = torch.nn.utils.clip_grad_norm_(self.weights.trained, self.clip)
                 metrics["grad_norm"] = float(norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -279,7 +281,7 @@ class StructuredKDRecipe:
             for name, value in output.sums.items():
                 sums[name] = sums.get(name, 0) + value
             self.throughput.add(batch.num_tokens, output.sums["count"].sum())
-        distributed.sum_gradients(self.student)
+        distributed.sum_gradients(self.weights.trained)
         return {"loss": float(distributed.sum_over_ranks(total)), **self._span_means(sums)}
 
     def _micro_batches(self) -> list[Batch]:
@@ -353,7 +355,7 @@ class StructuredKDRecipe:
             self.logger.log_dict(metrics, step=self.step)
 
     def save_checkpoint(self) -> None:
-        """Student, optimizer, scheduler, step and random state, so that a run can go on."""
+        """Trained weights, optimizer, scheduler, step and random state: a run can go on."""
         if self.is_main:
             state = {
                 "step": self.step,
@@ -363,7 +365,7 @@ class StructuredKDRecipe:
                 "heldout": self.heldout,
                 "rng": torch.get_rng_state(),
             }
-            self.folder.save_checkpoint(self.step, state, self._write_student)
+            self.folder.save_checkpoint(self.step, state, self.weights.save)
         distributed.barrier()
 
     def _load_checkpoint(self) -> None:
@@ -378,32 +380,28 @@ class StructuredKDRecipe:
                 "its number of steps), and as many rows per step (batch_size x "
                 "gradient_accumulation_steps x processes)"
             )
-        saved = from_pretrained(path, dtype=self.dtype, device=self.device)
-        self.student.load_state_dict(saved.state_dict())
+        self.weights.load_(path)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"])
         self.step, self.heldout = state["step"], state["heldout"]
-        self.say(f"resuming after step {self.step} from {path.parent}")
-
-    def _write_student(self, path) -> None:
-        save_student(self.student, path, getattr(self.tokenizer, "path", None))
+        self.say(f"resuming after step {self.step} from {path}")
 
     def finish(self) -> None:
-        """Last scores, the student in Hugging Face format, and the summary."""
+        """Last scores, the student (and its adapter) in Hugging Face format, and the summary."""
         if self.evaluator:
             self.evaluate("after")
         if not self.is_main:
             return
-        self._write_student(self.folder.student)
+        made = self.weights.write_finished(self.folder, base_folder_of(self.cfg.student))
         self.folder.write_summary(self.summary())
         order = ("before", "after", "teacher")
         names = {"before": "student before", "after": "student after", "teacher": "teacher"}
         rows = {names[k]: self.heldout[k] for k in order if k in self.heldout}
         if rows:
             self.say("", format_table(rows))
-        self.say("", f"student: {self.folder.student}", f"summary: {self.folder.path}/summary.json")
+        self.say("", *made, f"summary: {self.folder.path}/summary.json")
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -413,6 +411,7 @@ class StructuredKDRecipe:
             "order": {**self.order.settings(), **self.order.metrics(max(self.step - 1, 0))},
             "parameters": {
                 "student": num_parameters(self.student),
+                "trained": self.weights.num_trained,
                 "teacher": self.teacher and self.teacher.num_parameters,
             },
             "throughput": self.throughput.totals(),

@@ -17,6 +17,7 @@ from sad_components.data.dataset import RowDataset
 from sad_components.doctor.config_file import ConfigFile, recipe_module
 from sad_components.doctor.run import DataFacts, check_run
 from sad_components.models.hidden import num_parameters, vocab_size_of
+from sad_components.models.lora import adapters_of, trained_parameters
 from sad_components.training.config import build, call, check_keys, is_null
 from sad_components.training.meta_models import folder_of, on_meta
 from sad_components.training.precision import resolve_device, resolve_dtype
@@ -116,6 +117,9 @@ class Doctor:
         layers = len(model.layers)
         size = f"{num_parameters(model):,} parameters, {layers} layers, {self._context(model)}"
         figures = {"parameters": num_parameters(model), "layers": layers}
+        if adapters_of(model):
+            figures["trained"] = sum(p.numel() for p in trained_parameters(model).values())
+            size += f", {figures['trained']:,} trained (adapters)"
         lines = [size, remedy] if missing else [size]
         return Check(where, "fail" if missing else "ok", lines, figures)
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torchao.dtypes.nf4tensor import NF4Tensor
 from torchtune.modules import TransformerDecoder
 
 from sad_components.data import Batching, StepOrder
 from sad_components.data.dataset import RowDataset
 from sad_components.models.hidden import head_of, num_parameters, vocab_size_of
+from sad_components.models.lora import adapters_of, trained_parameters
 from sad_components.training.config import build
 from sad_components.training.live_bytes import StepShape
 from sad_components.training.memory import (
@@ -30,6 +32,8 @@ from sad_components.training.memory import (
 
 #: Where the data cannot be read: the agent's share of tokens, and rows as long as allowed.
 _ASSUMED_SHARE, _ASSUMED_LENGTH = 0.5, 2048
+#: Share of a 16-bit weight that NF4 does not need.
+_NF4_SAVES = 0.74
 _PROBE_WIDTH, _PROBE_SECONDS = 1024, 0.3
 
 
@@ -124,10 +128,21 @@ def switches(cfg: DictConfig, found: MemoryEstimate, student: TransformerDecoder
     if next(student.parameters()).dtype == torch.float32:
         options.append(((found.total - part["process"]) // 2, "dtype: bf16"))
     options.append((part["optimizer state"] // 2, "an optimizer with less state (8 bits, SGD)"))
+    options += _adapter_switches(found, student)
     own = sum(part.get(k, 0) for k in ("student weights", "gradients", "optimizer state"))
     options.append((own // 2, "a student with half the layers (sad prune, cut_student)"))
     ranked = sorted(options, key=lambda option: -option[0])
     return [f"{what} (saves about {gigabytes(saving)})" for saving, what in ranked if saving > 0]
+
+
+def _adapter_switches(found: MemoryEstimate, student: TransformerDecoder) -> list[tuple[int, str]]:
+    """What adapters would save, or a base in NF4 under them."""
+    part, adapters = found.parts, adapters_of(student)
+    if not adapters:
+        saving = part["optimizer state"] + part.get("gradients", 0)
+        return [(saving, "adapters instead of all weights (lora_from_pretrained)")]
+    plain = [m.weight.nbytes for m in adapters.values() if not isinstance(m.weight, NF4Tensor)]
+    return [(int(sum(plain) * _NF4_SAVES), "student.quantize_base: true")]
 
 
 def _largest_step(cfg: DictConfig, data: DataFacts | None) -> StepShape:
@@ -157,7 +172,9 @@ def _time(
 ) -> tuple[list[str], dict[str, Any]]:
     """Matrix products of an epoch (docs/method.md, section 8) at the speed they have here."""
     tokens = int(data.rows.lengths.sum())
-    flops = 3 * _flops(student, tokens, data.supervised)
+    trained = sum(p.numel() for p in trained_parameters(student).values())
+    passes = 2 + trained / num_parameters(student)  # forward, backward to inputs, and to weights
+    flops = passes * _flops(student, tokens, data.supervised)
     if teacher is not None:
         flops += _flops(teacher, tokens, data.supervised)
     rate = product_rate(next(student.parameters()).dtype, device)

@@ -1,4 +1,7 @@
-"""Models: read from and written to Hugging Face folders, cut from a teacher, or random."""
+"""Models: read from and written to Hugging Face folders, cut from a teacher, or random.
+
+Each of the three also with adapters: ``lora_from_pretrained``, ..
+"""
 
 from sad_components.models.initialization import init_weights
 from sad_components.models.pretrained import (
@@ -7,6 +10,9 @@ from sad_components.models.pretrained import (
     even_layers,
     from_pretrained,
     from_scratch,
+    lora_cut_student,
+    lora_from_pretrained,
+    lora_from_scratch,
     save_student,
 )
 
@@ -17,5 +23,8 @@ __all__ = [
     "from_pretrained",
     "from_scratch",
     "init_weights",
+    "lora_cut_student",
+    "lora_from_pretrained",
+    "lora_from_scratch",
     "save_student",
 ]

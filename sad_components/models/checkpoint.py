@@ -23,6 +23,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 GENERATION_FILE = "generation_config.json"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 #: Everything a tokenizer may consist of; whichever of them exist are copied.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,6 +44,8 @@ _REPLACEABLE = {
     WEIGHTS_FILE,
     INDEX_FILE,
     GENERATION_FILE,
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
     *TOKENIZER_FILES,
 }
 
@@ -128,15 +132,44 @@ def save_hf_folder(
     """
     tokenizer_files = [] if tokenizer_dir is None else _tokenizer_files(Path(tokenizer_dir))
     with replace_folder(path) as folder:
-        tensors = {k: v.detach().to("cpu").contiguous() for k, v in state_dict.items()}
-        _save_weights(tensors, folder / WEIGHTS_FILE)
         for source in tokenizer_files:
             shutil.copyfile(source, folder / source.name)
-        text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
-        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-        # safetensors makes files that only their owner may read
-        shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
+        _write_folder(folder, WEIGHTS_FILE, state_dict, CONFIG_FILE, config)
     return Path(path)
+
+
+def save_adapter_folder(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> Path:
+    """Writes an adapter as PEFT reads it, as safely as :func:`save_hf_folder`; returns its path.
+
+    Args:
+        path: the folder to make; an older adapter or checkpoint there is replaced.
+        tensors: by PEFT's names; no two share memory.
+        config: content of ``adapter_config.json``.
+
+    Raises:
+        ValueError: ``path`` holds other things than a checkpoint.
+        OSError: the file system refuses.
+    """
+    with replace_folder(path) as folder:
+        _write_folder(folder, ADAPTER_WEIGHTS_FILE, tensors, ADAPTER_CONFIG_FILE, config)
+    return Path(path)
+
+
+def _write_folder(
+    folder: Path,
+    weights_file: str,
+    tensors: Mapping[str, torch.Tensor],
+    config_file: str,
+    config: Mapping[str, Any],
+) -> None:
+    on_cpu = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
+    _save_weights(on_cpu, folder / weights_file)
+    text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
+    (folder / config_file).write_text(text, encoding="utf-8")
+    # safetensors makes files that only their owner may read
+    shutil.copymode(folder / config_file, folder / weights_file)
 
 
 @contextmanager

@@ -53,6 +53,11 @@ def head_of(model: TransformerDecoder, vocab_size: int | None = None) -> Head:
         return Head(output.tied_module.weight, vocab_size=vocab_size)
     if isinstance(output, nn.Linear):
         return Head(output.weight, output.bias, vocab_size=vocab_size)
+    if hasattr(output, "adapter_params"):
+        raise ValueError(
+            "the losses read the output projection itself, so it can have no adapter: set "
+            "apply_lora_to_output: false"
+        )
     raise ValueError(
         f"the output must be a Linear or TiedLinear projection; got {type(output).__name__}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from torchao.dtypes.nf4tensor import linear_nf4, to_nf4
 from torchtune.modules import TiedLinear, TransformerDecoder
 from torchtune.modules.common_utils import reparametrize_as_dtype_state_dict_post_hook
-from torchtune.modules.peft import DoRALinear, LoRALinear
+from torchtune.modules.peft import DoRALinear, LoRALinear, get_adapter_params
 
+Adapter = LoRALinear | DoRALinear
 Builder = Callable[..., TransformerDecoder]
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "output_proj")
@@ -121,6 +122,7 @@ def lora_version(builder: Builder, kind: Literal["lora", "qlora"] = "lora") -> B
     build.__signature__ = signature  # type: ignore[attr-defined]
     build.__name__ = build.__qualname__ = f"{kind}_{builder.__name__}"
     build.__module__ = builder.__module__
+    build.plain_builder = builder  # type: ignore[attr-defined]
     build.__doc__ = (
         f":func:`{builder.__name__}` with adapters: the arguments of "
         ":func:`sad_components.models.lora.add_lora_`, then its own by name."
@@ -131,6 +133,69 @@ def lora_version(builder: Builder, kind: Literal["lora", "qlora"] = "lora") -> B
 def lora_versions(builder: Builder) -> tuple[Builder, Builder]:
     """The builders ``lora_..`` and ``qlora_..`` of a builder; see :func:`lora_version`."""
     return lora_version(builder), lora_version(builder, "qlora")
+
+
+def without_adapters(
+    builder: Callable[..., Any], arguments: Mapping[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any], dict[str, Any] | None]:
+    """What a :func:`lora_version` is made of, with its arguments shared out.
+
+    Args:
+        builder: any callable.
+        arguments: for it, by name.
+
+    Returns:
+        The plain builder, its arguments, and those of :func:`add_lora_`; where ``builder`` is no
+        ``lora_version``, itself with all arguments, and None.
+    """
+    plain = getattr(builder, "plain_builder", None)
+    if plain is None:
+        return builder, dict(arguments), None
+    defaults = {p.name: p.default for p in inspect.signature(builder).parameters.values()}
+    own = set(inspect.signature(add_lora_).parameters)
+    adapters = {k: v for k, v in {**defaults, **arguments}.items() if k in own}
+    return plain, {k: v for k, v in arguments.items() if k not in own}, adapters
+
+
+def adapters_of(model: nn.Module) -> dict[str, Adapter]:
+    """The projections of ``model`` that have an adapter, by their names."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Adapter)}
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What training changes, by name: the adapters' parameters, or all where there are none."""
+    return get_adapter_params(model) or dict(model.named_parameters())
+
+
+def base_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """``model.state_dict()`` without adapters; NF4 weights in the model's dtype."""
+    adapters = get_adapter_params(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in adapters}
+
+
+@torch.no_grad()
+def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of the plain model that computes what ``model`` does; ``model`` stays as it is.
+
+    ``W + s B A``, with DoRA ``m / ||W + s B A|| * (W + s B A)``, summed in fp32 or wider and
+    rounded once; an NF4 ``W`` is dequantised. Other tensors are the model's own, not copies.
+    """
+    state = base_state_dict(model)
+    for name, module in adapters_of(model).items():
+        weight = state[f"{name}.weight"]
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        product = module.lora_b.weight.to(wide) @ module.lora_a.weight.to(wide)
+        merged = weight.to(wide) + scaling_of(module) * product
+        if isinstance(module, DoRALinear):
+            norm = torch.linalg.norm(merged, dim=1)
+            merged *= (module.magnitude.to(wide) / norm)[:, None]
+        state[f"{name}.weight"] = merged.to(weight.dtype)
+    return state
+
+
+def scaling_of(module: Adapter) -> float:
+    """``alpha / rank`` of an adapter."""
+    return module.scaling if isinstance(module, DoRALinear) else module.alpha / module.rank
 
 
 class DoRALinearWithBias(DoRALinear):
@@ -161,7 +226,7 @@ def _adapted(
     dropout: float,
     use_dora: bool,
     quantize_base: bool,
-) -> LoRALinear | DoRALinear:
+) -> Adapter:
     """An adapter around the very weights of ``linear``."""
     if not isinstance(linear, nn.Linear):
         raise ValueError(

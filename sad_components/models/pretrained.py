@@ -28,6 +28,7 @@ from sad_components.models.families import (
     hf_config_of,
 )
 from sad_components.models.initialization import init_weights
+from sad_components.models.lora import lora_version
 
 _LAYER = re.compile(r"^layers\.(\d+)\.")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -166,6 +167,11 @@ def from_scratch(
     _cast_parameters(init_weights(model, seed, std), _as_dtype(dtype))
     set_dropout_(model, dropout)
     return model.to(torch.get_default_device() if device is None else device)
+
+
+lora_from_pretrained = lora_version(from_pretrained)
+lora_cut_student = lora_version(cut_student)
+lora_from_scratch = lora_version(from_scratch)
 
 
 def set_dropout_(model: TransformerDecoder, dropout: float | None) -> TransformerDecoder:

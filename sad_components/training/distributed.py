@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -37,18 +38,24 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def sum_gradients(model: nn.Module) -> None:
+def same_start(parameters: Sequence[nn.Parameter]) -> None:
+    """Gives every rank the first one's values, in place."""
+    if dist.is_initialized():
+        for parameter in parameters:
+            dist.broadcast(parameter.data, src=0)
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Sums every parameter's gradient over ranks; a rank without one contributes 0.
 
     Sums, not means: the loss is already divided by the whole step's token counts.
     """
     if not dist.is_initialized():
         return
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad, op=dist.ReduceOp.SUM)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad, op=dist.ReduceOp.SUM)
 
 
 def barrier() -> None:

@@ -20,10 +20,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchao.dtypes.nf4tensor import NF4Tensor
 from torchtune.modules import TransformerDecoder
+from torchtune.modules.peft import set_trainable_params
 
 from sad_components.models.hidden import stop_at_hidden
 from sad_components.models.last_layer import WORTHWHILE, saves_at
+from sad_components.models.lora import trained_parameters
 
 
 class LiveBytes(TorchDispatchMode):
@@ -103,11 +106,12 @@ def step_bytes(model: TransformerDecoder, shape: StepShape, *, train: bool = Tru
 
     Args:
         model: on the meta device, of the parameters' dtype; left as it was, but in train or
-            eval mode.
+            eval mode, and with gradients where training makes them (adapters alone, if any).
         shape: of the forward pass.
         train: whether there is a backward pass.
     """
-    stop_at_hidden(model).train(train).requires_grad_(train)
+    stop_at_hidden(model).train(train)
+    set_trainable_params(model, trained_parameters(model) if train else {})
     _build_rotary_tables(model)
     layers = model.layers
     measured = {}
@@ -121,8 +125,17 @@ def step_bytes(model: TransformerDecoder, shape: StepShape, *, train: bool = Tru
     return StepBytes(
         saved=int(one.saved + per_layer * (len(layers) - 2 + last)),
         forward=two.forward,
-        transient=two.transient,
+        transient=two.transient + _unpacking_bytes(model),
     )
+
+
+def _unpacking_bytes(model: nn.Module) -> int:
+    """What it takes to make the largest NF4 weight a plain one: its operators hide it."""
+    packed = [p for p in model.parameters() if isinstance(p, NF4Tensor)]
+    with LiveBytes() as live:
+        if packed:
+            max(packed, key=Tensor.numel).get_original_weight()
+    return live.peak
 
 
 def _build_rotary_tables(model: nn.Module) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torchao.dtypes.nf4tensor import NF4Tensor
 from torchtune.modules import TransformerDecoder
 
 from sad_components.data import Batching, StepOrder
 from sad_components.loss import Head, HiddenRows
 from sad_components.loss.fused import FusedStructuredKDLoss, tile_bytes
-from sad_components.models.hidden import head_of, num_parameters
+from sad_components.models.hidden import head_of
+from sad_components.models.lora import trained_parameters
 from sad_components.training.live_bytes import LiveBytes, StepShape, step_bytes
 
 #: What a CUDA context and the libraries' workspaces take.
@@ -83,10 +85,14 @@ def estimate(
     dtype = next(student.parameters()).dtype
     weights = _weight_bytes(student)
     step = step_bytes(student, run.step)
+    trained = list(trained_parameters(student).values())
+    gradients = sum(p.nbytes for p in trained)
     fixed = {
         "process": base,
         "student weights": weights,
-        "optimizer state": int(num_parameters(student) * state_bytes(make_optimizer, dtype)),
+        "optimizer state": int(
+            sum(p.numel() for p in trained) * state_bytes(make_optimizer, dtype)
+        ),
     }
     forward = 0
     if teacher is not None:
@@ -104,10 +110,10 @@ def estimate(
             "activations": step.saved + step.transient,
             "gradients": head,
         },
-        "end of the backward pass": {"activations": step.transient, "gradients": weights},
+        "end of the backward pass": {"activations": step.transient, "gradients": gradients},
         "optimizer step": {
-            "gradients": weights,
-            "optimizer's temporaries": _temporaries(student, device),
+            "gradients": gradients,
+            "optimizer's temporaries": _temporaries(trained, device),
         },
     }
     moment = max(moments, key=lambda name: sum(moments[name].values()))
@@ -211,8 +217,15 @@ def _process_memory(name: str) -> int:
 
 
 def _weight_bytes(model: nn.Module) -> int:
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(t.numel() * t.dtype.itemsize for t in tensors)
+    return sum(_stored_bytes(t) for t in (*model.parameters(), *model.buffers()))
+
+
+def _stored_bytes(tensor: torch.Tensor) -> int:
+    """NF4 has half a byte a weight, and scales."""
+    if isinstance(tensor, NF4Tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(getattr(tensor, name).nbytes for name in names)
+    return tensor.nbytes
 
 
 def _rows_bytes(model: TransformerDecoder, tokens: int) -> int:
@@ -222,13 +235,14 @@ def _rows_bytes(model: TransformerDecoder, tokens: int) -> int:
 
 
 def _head_bytes(model: TransformerDecoder, tokens: int) -> int:
-    """Gradients that the loss hands back: of hidden states and of the output projection."""
-    return head_of(model).weight_VD.nbytes + 2 * _rows_bytes(model, tokens)
+    """Gradients that the loss hands back: of hidden states and of a trained output projection."""
+    weight_VD = head_of(model).weight_VD
+    return (weight_VD.nbytes if weight_VD.requires_grad else 0) + 2 * _rows_bytes(model, tokens)
 
 
-def _temporaries(model: nn.Module, device: torch.device) -> int:
+def _temporaries(trained: Sequence[nn.Parameter], device: torch.device) -> int:
     """What an optimizer makes on the way: of all parameters at once on a GPU, else of one."""
-    sizes = [p.numel() * p.dtype.itemsize for p in model.parameters()]
+    sizes = [p.nbytes for p in trained]
     return sum(sizes) if device.type == "cuda" else 2 * max(sizes)
 
 

@@ -12,6 +12,7 @@ from torchtune.modules import TransformerDecoder
 
 from sad_components.models.checkpoint import CONFIG_FILE, load_hf_config
 from sad_components.models.families import build_decoder, family_of_config
+from sad_components.models.lora import add_lora_, without_adapters
 from sad_components.models.pretrained import (
     check_same_size,
     cut_student,
@@ -40,7 +41,7 @@ def on_meta(node: DictConfig | None, where: str, dtype: torch.dtype) -> Transfor
     """
     if is_null(node):
         return None
-    component = checked_component(node, where)
+    component, _, adapters = without_adapters(checked_component(node, where), node)
     with training.set_default_dtype(dtype), torch.device("meta"):
         if component in (from_pretrained, cut_student):
             model = _of_folder(node)
@@ -52,14 +53,24 @@ def on_meta(node: DictConfig | None, where: str, dtype: torch.dtype) -> Transfor
         elif isinstance(component, type) and issubclass(component, Teacher):
             return None
         else:
-            model = build(node, where)
-    return set_dropout_(model, node.get("dropout"))
+            return set_dropout_(build(node, where), node.get("dropout"))
+        set_dropout_(model, node.get("dropout"))
+        return model if adapters is None else add_lora_(model, **adapters)
 
 
 def folder_of(node: DictConfig | None) -> Path | None:
     """The folder that a model node reads, if it reads one."""
     path = None if is_null(node) else node.get("path")
     return None if path is None else Path(path)
+
+
+def base_folder_of(node: DictConfig) -> Path | None:
+    """The folder that holds a student's weights as they are before training; None for none.
+
+    That of a cut student or of one with random weights is nowhere.
+    """
+    component, _, _ = without_adapters(checked_component(node, "student"), {})
+    return folder_of(node) if component is from_pretrained else None
 
 
 def _of_folder(node: DictConfig) -> TransformerDecoder:

@@ -6,8 +6,10 @@
       config.yaml          the resolved config
       metrics.jsonl        one JSON object per logged step
       summary.json         what came of the run
-      checkpoints/step_00000040/   student/ (Hugging Face format) and state.pt
+      checkpoints/step_00000040/   student/ (Hugging Face format) or adapters.safetensors; state.pt
       student/             the finished student in Hugging Face format
+      adapter/             of a student with adapters: they alone, as PEFT loads them
+      base/                what they belong on, where that is no folder of its own
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ from omegaconf import DictConfig, OmegaConf
 from sad_components.training.config import ConfigError
 
 _STEP = "step_"
-_RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "student")
+_RUN_FILES = (
+    *("config.yaml", "metrics.jsonl", "summary.json"),
+    *("checkpoints", "student", "adapter", "base"),
+)
 
 
 class RunFolder:
@@ -65,6 +70,14 @@ class RunFolder:
     def student(self) -> Path:
         return self.path / "student"
 
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def base(self) -> Path:
+        return self.path / "base"
+
     def write_config(self, cfg: DictConfig) -> None:
         """The resolved config as YAML."""
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
@@ -94,14 +107,14 @@ class RunFolder:
         return sorted((self.path / "checkpoints").glob(_STEP + "*"))
 
     def save_checkpoint(
-        self, step: int, state: dict[str, Any], write_student: Callable[[Path], None]
+        self, step: int, state: dict[str, Any], write_weights: Callable[[Path], None]
     ) -> Path:
         """Writes a checkpoint aside, then renames it into place.
 
         Args:
             step: optimizer steps done.
             state: plain containers and tensors (read back with ``weights_only=True``).
-            write_student: writes the student into the folder it is given.
+            write_weights: writes the weights into the checkpoint's folder, which it is given.
 
         Raises:
             OSError: it could not be written (no space left); earlier checkpoints are untouched
@@ -113,7 +126,7 @@ class RunFolder:
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            write_student(aside / "student")
+            write_weights(aside)
             with open(aside / "state.pt", "wb") as handle:
                 torch.save(state, handle)
                 handle.flush()
@@ -137,10 +150,10 @@ class RunFolder:
         return final
 
     def load_checkpoint(self) -> tuple[Path, dict[str, Any]]:
-        """The newest checkpoint's student folder and state."""
+        """The newest checkpoint's folder and state."""
         newest = self.checkpoints()[-1]
         state = torch.load(newest / "state.pt", map_location="cpu", weights_only=True)
-        return newest / "student", state
+        return newest, state
 
 
 def _step_of(line: str) -> float:

@@ -19,7 +19,8 @@ from sad_components.models.families import hf_config_of
 from sad_components.models.smollm2 import smollm2_135m
 
 ROOT = Path(__file__).parents[2]
-PAIRS = [p for p in ROOT.glob("configs/*/*_structured_kd.yaml") if "builder:" in p.read_text()]
+PAIRS = [p for p in ROOT.glob("configs/*/*_structured_kd*.yaml") if "builder:" in p.read_text()]
+ADAPTED = [p for p in PAIRS if p.stem.endswith("_lora")]
 
 
 def marks(config: str, *overrides: str, memory: float | None = None) -> dict:
@@ -37,6 +38,25 @@ def test_pairs_on_the_meta_device(path, tmp_path, monkeypatch):
         assert found[name].figures["parameters"] > 1e8
         assert "is not there: run `" in found[name].lines[-1]
     assert found["memory"].figures["total"] > 2 * found["teacher"].figures["parameters"]
+
+
+@pytest.mark.parametrize("path", ADAPTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_adapters_of_pairs(path, tmp_path, monkeypatch):
+    """The student is the other config's, and only what is added to it has gradients and state."""
+    monkeypatch.chdir(tmp_path)
+    whole = path.with_name(path.name.replace("_lora", ""))
+    plain, adapted, packed = (
+        marks(str(p), *o, memory=141)
+        for p, o in ((whole, ()), (path, ()), (path, ("student.quantize_base=true",)))
+    )
+    trained = adapted["student"].figures["trained"]
+    added = [found["student"].figures["parameters"] for found in (adapted, plain)]
+    assert trained == added[0] - added[1]
+    assert adapted["memory"].figures["optimizer state"] == 2 * 2 * trained  # AdamW in bf16
+    sizes = [found["memory"].figures["total"] for found in (plain, adapted, packed)]
+    assert sizes == sorted(sizes, reverse=True)
+    weights = [found["memory"].figures["student weights"] for found in (adapted, packed)]
+    assert weights[1] < 0.55 * weights[0]
 
 
 @pytest.mark.parametrize("path", PAIRS, ids=lambda p: f"{p.parent.name}/{p.stem}")

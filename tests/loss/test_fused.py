@@ -243,6 +243,21 @@ def test_accumulation_gives_the_gradient_of_one_batch():
         torch.testing.assert_close(leaf.grad, expected, **TOLERANCE[torch.float32])
 
 
+def test_a_frozen_head_costs_no_product_for_its_gradient(monkeypatch):
+    """As below adapters: the embedding that is the head, too, has no gradient."""
+
+    def never(*arguments):
+        raise AssertionError("the weight's gradient was computed")
+
+    case = Case.make(bias=True)
+    loss = FusedStructuredKDLoss()
+    expected = case.gradients(loss)[0]
+    monkeypatch.setattr(fused._ChunkLoop, "_add_to_weight", never)
+    case.weight.requires_grad_(False)
+    case.bias.requires_grad_(False)
+    assert torch.equal(case.gradients(loss)[0], expected)
+
+
 def test_no_grad_does_no_gradient_work(monkeypatch):
     case, loss = Case.make(), FusedStructuredKDLoss(chunk_tokens=10)
     expected = case.run(loss)

@@ -304,6 +304,7 @@ BASELINES = [p for p in sorted(ROOT.glob("configs/smollm2/135M_*.yaml")) if "cac
 ABLATED = {
     "135M_to_15layers_random_spans": "transform",
     "135M_to_15layers_curriculum": "curriculum",
+    "135M_to_15layers_structured_kd_lora": "student",
 }
 
 

@@ -10,11 +10,10 @@ from sad_components.training.run_folder import RunFolder
 
 
 def save(folder: RunFolder, step: int, text: str = "weights") -> None:
-    def write_student(path):
-        path.mkdir()
+    def write_weights(path):
         (path / "model").write_text(text)
 
-    folder.save_checkpoint(step, {"step": step, "tensor": torch.ones(2)}, write_student)
+    folder.save_checkpoint(step, {"step": step, "tensor": torch.ones(2)}, write_weights)
 
 
 def test_newest_checkpoints_stay_and_load(tmp_path):
@@ -22,8 +21,8 @@ def test_newest_checkpoints_stay_and_load(tmp_path):
     for step in (1, 2, 10):
         save(folder, step, f"after {step}")
     assert [p.name for p in folder.checkpoints()] == ["step_00000002", "step_00000010"]
-    student, state = folder.load_checkpoint()
-    assert (student / "model").read_text() == "after 10"
+    newest, state = folder.load_checkpoint()
+    assert (newest / "model").read_text() == "after 10"
     assert state["step"] == 10
 
 
@@ -33,7 +32,6 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path, failure):
     save(folder, 1)
 
     def fail(path):
-        path.mkdir()
         (path / "model").write_text("half")
         raise failure
 

@@ -1,0 +1,129 @@
+"""The student's weights: which are trained, what a checkpoint holds, what a finished run leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchtune.modules import TransformerDecoder
+from torchtune.modules.peft import set_trainable_params
+
+from sad_components.models import from_pretrained, save_student
+from sad_components.models.families import family_of_model
+from sad_components.models.hidden import num_parameters
+from sad_components.models.lora import (
+    adapters_of,
+    base_state_dict,
+    merged_state_dict,
+    trained_parameters,
+)
+from sad_components.models.peft_format import peft_adapter, save_peft_adapter
+from sad_components.training.config import ConfigError
+from sad_components.training.run_folder import RunFolder
+
+#: Of a checkpoint: the adapters' parameters under torchtune's names.
+ADAPTERS_FILE = "adapters.safetensors"
+
+
+class StudentWeights:
+    """Of a student all parameters are trained and saved; of one with adapters, these alone.
+
+    Args:
+        student: a decoder; its other parameters lose ``requires_grad``, in place.
+        tokenizer_dir: folder of the tokenizer, which is saved along.
+
+    Raises:
+        ValueError: a student that could not be saved in the end: no family has its structure, or
+            its adapters have no form that PEFT knows.
+    """
+
+    def __init__(self, student: TransformerDecoder, tokenizer_dir: str | None) -> None:
+        family_of_model(student)
+        self.student, self._tokenizer_dir = student, tokenizer_dir
+        self.settings = peft_adapter(student).config if adapters_of(student) else None
+        trained = trained_parameters(student)
+        set_trainable_params(student, trained)
+        self.trained: list[nn.Parameter] = list(trained.values())
+
+    @property
+    def num_trained(self) -> int:
+        """Numbers that training changes."""
+        return sum(parameter.numel() for parameter in self.trained)
+
+    def describe(self) -> list[str]:
+        """For people: a line on adapters, if there are any."""
+        if self.settings is None:
+            return []
+        method = "DoRA" if self.settings["use_dora"] else "LoRA"
+        targets = ", ".join(self.settings["target_modules"])
+        share = f"{self.num_trained:,} of {num_parameters(self.student):,} parameters"
+        return [f"{method} adapters on {targets}: {share} are trained"]
+
+    def save(self, folder: Path) -> None:
+        """What a checkpoint needs: the student in Hugging Face format, or its adapters."""
+        if self.settings is None:
+            self._save_merged(folder / "student")
+        else:
+            tensors = {k: p.detach().cpu() for k, p in trained_parameters(self.student).items()}
+            save_file(tensors, folder / ADAPTERS_FILE)
+
+    def load_(self, folder: Path) -> None:
+        """Puts a checkpoint's weights into the student, whose base is built as it was then.
+
+        Raises:
+            ValueError: the folder does not hold them.
+        """
+        if self.settings is None:
+            like = self.trained[0]
+            saved = from_pretrained(folder / "student", dtype=like.dtype, device=like.device)
+            self.student.load_state_dict(saved.state_dict())
+        else:
+            _load_adapters_(trained_parameters(self.student), folder)
+
+    def write_finished(self, run: RunFolder, base: Path | None) -> list[str]:
+        """Writes the student, adapters merged, and its adapter as PEFT loads it.
+
+        Args:
+            run: where to.
+            base: folder of the model that adapters belong on; None where it lies nowhere (cut
+                out of another, or from scratch): then it is written, too.
+
+        Returns:
+            Lines that say where.
+        """
+        lines = [f"student: {self._save_merged(run.student)}"]
+        if self.settings is None:
+            return lines
+        if base is None:
+            weights = base_state_dict(self.student)
+            base = save_student(self.student, run.base, self._tokenizer_dir, weights)
+            lines.append(f"base of the adapter: {base}")
+        return [*lines, f"adapter: {save_peft_adapter(self.student, run.adapter, base)}"]
+
+    def _save_merged(self, path: Path) -> Path:
+        weights = merged_state_dict(self.student)
+        return save_student(self.student, path, self._tokenizer_dir, weights)
+
+
+@torch.no_grad()
+def _load_adapters_(own: dict[str, nn.Parameter], folder: Path) -> None:
+    try:
+        saved = load_file(folder / ADAPTERS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"resume: true needs the adapters of a checkpoint, but {folder} has none that can be "
+            f"read ({error}); use the run's own student"
+        ) from error
+    shapes = [{k: tuple(t.shape) for k, t in tensors.items()} for tensors in (saved, own)]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        there, here = shapes[0].get(name, "missing"), shapes[1].get(name, "missing")
+        if there != here:
+            raise ConfigError(
+                f"resume: true needs the run's own adapters, but {name} is {there} in {folder} "
+                f"and {here} in this config; use the run's lora_.. settings"
+            )
+    for name, parameter in own.items():
+        parameter.copy_(saved[name])
