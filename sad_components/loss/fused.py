@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sad_components.loss.hidden import Head, HiddenRows
-from sad_components.loss.projection import Projection, gathered, product_dtype
+from sad_components.loss.projection import Buffers, Projection, gathered, product_dtype
 from sad_components.loss.spec import NUM_KINDS, LossSpec, SpanLoss
 from sad_components.loss.structured import LossOutput, StructuredKDLoss, check_shapes, kind_sums
 from sad_components.loss.teacher_rows import TopKRows
@@ -40,7 +40,8 @@ _TILE_BYTES_ELSEWHERE = 64 * _MIB
 class FusedStructuredKDLoss(StructuredKDLoss):
     """:class:`StructuredKDLoss`, equal in value and gradient, near the cost of its four products.
 
-    Give it hidden states (:meth:`from_hidden`); called on logits it is the plain loss.
+    Give it hidden states (:meth:`from_hidden`); called on logits it is the plain loss. On a CPU it
+    keeps the room for a chunk's logits (at most 192 MiB) from one call to the next.
 
     Args:
         chunk_tokens: tokens projected at a time; None chooses (see :meth:`chunk_size`).
@@ -62,6 +63,7 @@ class FusedStructuredKDLoss(StructuredKDLoss):
         if chunk_tokens is not None and chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, or null; got {chunk_tokens}")
         self.chunk_tokens = chunk_tokens
+        self._room = Buffers()
 
     def extra_repr(self) -> str:
         """States the chunk size, or the memory that it is chosen from."""
@@ -118,6 +120,7 @@ class FusedStructuredKDLoss(StructuredKDLoss):
             coefficients_N=coefficients_N,
             segments=segments,
             wants_gradient=torch.is_grad_enabled(),
+            buffers=self._room,
         )
         if work.teacher is not None and isinstance(work.teacher, HiddenRows):
             vocabularies = head.weight_VD.shape[0], work.teacher.head.weight_VD.shape[0]
@@ -138,6 +141,7 @@ class _Work:
     coefficients_N: Tensor
     segments: list[tuple[SpanLoss, int, int]]
     wants_gradient: bool
+    buffers: Buffers
     chunk: int = 0
 
     @property
@@ -208,9 +212,9 @@ class _ChunkLoop:
         chunk = _length(largest_rows)
         tile = max(1, tile_bytes(device) // (v * self.wide.itemsize))
         self.workspace = Workspace(min(tile, chunk), v, self.wide, device)
-        self.student.reserve(chunk)
+        self.student.reserve(chunk, work.buffers, "student")
         if self.teacher is not None:
-            self.teacher.reserve(self._part(largest_rows))
+            self.teacher.reserve(self._part(largest_rows), work.buffers, "teacher")
         # Low precision: the largest coefficient is taken out, and put back in the backward pass.
         dtypes = (work.dtype, weight_VD.dtype, hidden_ND.dtype)
         low = any(dtype.itemsize < 4 for dtype in dtypes)

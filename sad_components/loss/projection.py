@@ -40,6 +40,26 @@ def _cpu_multiplies_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+class Buffers:
+    """Memory by name, kept from call to call on a CPU, where each fresh page costs a fault.
+
+    On other devices their own allocator does that.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, rows: int, columns: int, like: Tensor) -> Tensor:
+        """Room of shape [rows, columns], of ``like``'s dtype and device; holds anything."""
+        kept, size = self._kept.get(name), rows * columns
+        fits = kept is not None and kept.numel() >= size
+        if kept is None or not fits or (kept.dtype, kept.device) != (like.dtype, like.device):
+            kept = like.new_empty(size)
+            if kept.device.type == "cpu":
+                self._kept[name] = kept
+        return kept[:size].view(rows, columns)
+
+
 class Projection:
     """A head in the dtype that its products run in, with one buffer for a chunk of logits."""
 
@@ -49,9 +69,10 @@ class Projection:
         self._bias_V = None if head.bias_V is None else head.bias_V.detach().to(dtype)
         self._buffer_CV: Tensor | None = None
 
-    def reserve(self, chunk: int) -> None:
-        """Makes the buffer, for chunks of at most this many tokens."""
-        self._buffer_CV = self.weight_VD.new_empty(chunk, self.weight_VD.shape[0])
+    def reserve(self, chunk: int, buffers: Buffers, name: str) -> None:
+        """Takes the buffer, for chunks of at most this many tokens."""
+        vocab = self.weight_VD.shape[0]
+        self._buffer_CV = buffers.take(name, chunk, vocab, self.weight_VD)
 
     def rows(self, rows: slice) -> Tensor:
         """Hidden states [C, D] in the dtype of the products."""

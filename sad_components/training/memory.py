@@ -100,12 +100,12 @@ def estimate(
         fixed["teacher rows"] = _rows_bytes(teacher, run.heldout_tokens + run.step.supervised)
         forward = step_bytes(teacher, run.step, train=False).forward
     head = _head_bytes(student, run.step.supervised)
+    logits = {"logits": loss_bytes(loss, run, dtype, device, loss.spec.needs_teacher)}
+    if isinstance(loss, FusedStructuredKDLoss) and device.type == "cpu":  # their room stays
+        fixed, logits = fixed | logits, {}
     moments = {
         "teacher's forward pass": {"activations": forward},
-        "loss": {
-            "activations": step.saved,
-            "logits": loss_bytes(loss, run, dtype, device, loss.spec.needs_teacher) + head,
-        },
+        "loss": {"activations": step.saved, "gradients": head, **logits},
         "start of the backward pass": {
             "activations": step.saved + step.transient,
             "gradients": head,

@@ -412,3 +412,19 @@ def test_docstring_examples():
     result = doctest.testmod(fused)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_room_of_one_call_is_the_next_ones_on_a_cpu():
+    loss = FusedStructuredKDLoss()
+    rows = HiddenRows(torch.randn(6, 4), Head(torch.randn(5, 4)))
+    kinds, targets = torch.ones(6, dtype=torch.long), torch.arange(6) % 5
+
+    def room(n):
+        part = HiddenRows(rows.hidden_ND[:n], rows.head)
+        loss.from_hidden(part, part, targets[:n], kinds[:n], counts=loss.spec.count(kinds[:n]))
+        return {name: t.data_ptr() for name, t in loss._room._kept.items()}
+
+    assert room(6) == room(2) == room(6)
+    other = HiddenRows(rows.hidden_ND.double(), Head(rows.head.weight_VD.double()))
+    out = loss.from_hidden(other, other, targets, kinds, counts=loss.spec.count(kinds))
+    assert out.loss.dtype == torch.float64
