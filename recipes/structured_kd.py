@@ -33,7 +33,7 @@ from sad_components.models.hidden import (
 )
 from sad_components.models.last_layer import hidden_at
 from sad_components.spans import SpanKind
-from sad_components.training import distributed
+from sad_components.training import distributed, switches
 from sad_components.training.config import (
     ConfigError,
     build,
@@ -49,6 +49,7 @@ from sad_components.training.preflight import memory_preflight
 from sad_components.training.report import Throughput, versions
 from sad_components.training.run_folder import RunFolder
 from sad_components.training.student_weights import StudentWeights
+from sad_components.training.teacher_precision import build_teacher
 from sad_components.training.teachers import as_teacher
 from sad_components.training.vocabulary import check_tokenizers, shared_vocab_size
 
@@ -59,6 +60,8 @@ KEYS = (
     *("optimizer", "lr_scheduler", "epochs", "max_steps", "batch_size", "clip_grad_norm"),
     *("max_tokens_per_batch", "packing", "curriculum"),
     *("gradient_accumulation_steps", "seed", "device", "dtype", "compile"),
+    *switches.KEYS,
+    "teacher_precision",
     # where and how often
     *("output_dir", "resume", "metric_logger", "log_every_n_steps", "eval_every_n_steps"),
     *("eval_batch_size", "save_every_n_steps", "keep_checkpoints"),
@@ -92,6 +95,7 @@ class StructuredKDRecipe:
         )
         self.device = resolve_device(cfg.get("device", "cpu"))
         self.dtype = resolve_dtype(cfg.get("dtype", "auto"), self.device)
+        self.switches = switches.Switches.read(cfg, self.device, self.dtype)
         self.seed = training.set_seed(seed=cfg.get("seed", 0))
         self.batch_size = cfg.get("batch_size", 1)
         self.accumulation = cfg.get("gradient_accumulation_steps", 1)
@@ -180,10 +184,11 @@ class StructuredKDRecipe:
     def _setup_models(self, cfg: DictConfig) -> None:
         with training.set_default_dtype(self.dtype), self.device:
             student = build(cfg.student, "student")
-            teacher = build(cfg.get("teacher"), "teacher")
+        precision = cfg.get("teacher_precision")
+        teacher, lines = build_teacher(cfg.get("teacher"), precision, self.dtype, self.device)
         # what could not be saved is refused here: better said now than at the end
         self.weights = StudentWeights(student, getattr(self.tokenizer, "path", None))
-        self.say(*self.weights.describe())
+        self.say(*self.weights.describe(), *self.switches.apply_(student), *lines)
         self.teacher = as_teacher(teacher)
         self.vocab = shared_vocab_size(
             vocab_size_of(student),
@@ -195,6 +200,7 @@ class StructuredKDRecipe:
             for rows in (self.data.rows, self.heldout_rows):  # apart: they may lie on disk
                 self.teacher.check(self.spec, self.tokenizer, rows)
         self.student = stop_at_hidden(student).train()
+        self.offload = self.switches.offload(self.student)
         self.loss_fn = self.loss.from_hidden
         if self.compile:
             training.compile_model(self.student, verbose=False)
@@ -307,7 +313,7 @@ class StructuredKDRecipe:
         if self.spec.needs_teacher:
             with self.throughput.timing("teacher"):
                 teacher = self.teacher.rows(batch, chosen)
-        with self.throughput.timing("student"):
+        with self.throughput.timing("student"), self.offload:
             hidden_ND = hidden_at(self.student, batch.tokens_BS, chosen, **batch.attention)
         with self.throughput.timing("loss"):
             return self.loss_fn(
@@ -395,6 +401,7 @@ class StructuredKDRecipe:
         if not self.is_main:
             return
         made = self.weights.write_finished(self.folder, base_folder_of(self.cfg.student))
+        made += self.switches.write_quantized(self.folder.student, self.folder.quantized)
         self.folder.write_summary(self.summary())
         order = ("before", "after", "teacher")
         names = {"before": "student before", "after": "student after", "teacher": "teacher"}

@@ -10,6 +10,7 @@
       student/             the finished student in Hugging Face format
       adapter/             of a student with adapters: they alone, as PEFT loads them
       base/                what they belong on, where that is no folder of its own
+      quantized/           with qat: the quantised student (sad_components.models.quantized)
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sad_components.training.config import ConfigError
 _STEP = "step_"
 _RUN_FILES = (
     *("config.yaml", "metrics.jsonl", "summary.json"),
-    *("checkpoints", "student", "adapter", "base"),
+    *("checkpoints", "student", "adapter", "base", "quantized"),
 )
 
 
@@ -77,6 +78,10 @@ class RunFolder:
     @property
     def base(self) -> Path:
         return self.path / "base"
+
+    @property
+    def quantized(self) -> Path:
+        return self.path / "quantized"
 
     def write_config(self, cfg: DictConfig) -> None:
         """The resolved config as YAML."""

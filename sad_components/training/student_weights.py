@@ -21,6 +21,7 @@ from sad_components.models.lora import (
     trained_parameters,
 )
 from sad_components.models.peft_format import peft_adapter, save_peft_adapter
+from sad_components.training.activations import unwrapped_layers
 from sad_components.training.config import ConfigError
 from sad_components.training.run_folder import RunFolder
 
@@ -64,11 +65,12 @@ class StudentWeights:
 
     def save(self, folder: Path) -> None:
         """What a checkpoint needs: the student in Hugging Face format, or its adapters."""
-        if self.settings is None:
-            self._save_merged(folder / "student")
-        else:
-            tensors = {k: p.detach().cpu() for k, p in trained_parameters(self.student).items()}
-            save_file(tensors, folder / ADAPTERS_FILE)
+        with unwrapped_layers(self.student):
+            if self.settings is None:
+                self._save_merged(folder / "student")
+                return
+            trained = trained_parameters(self.student)
+            save_file({k: p.detach().cpu() for k, p in trained.items()}, folder / ADAPTERS_FILE)
 
     def load_(self, folder: Path) -> None:
         """Puts a checkpoint's weights into the student, whose base is built as it was then.
@@ -81,7 +83,8 @@ class StudentWeights:
             saved = from_pretrained(folder / "student", dtype=like.dtype, device=like.device)
             self.student.load_state_dict(saved.state_dict())
         else:
-            _load_adapters_(trained_parameters(self.student), folder)
+            with unwrapped_layers(self.student):
+                _load_adapters_(trained_parameters(self.student), folder)
 
     def write_finished(self, run: RunFolder, base: Path | None) -> list[str]:
         """Writes the student, adapters merged, and its adapter as PEFT loads it.
@@ -94,6 +97,10 @@ class StudentWeights:
         Returns:
             Lines that say where.
         """
+        with unwrapped_layers(self.student):
+            return self._write_finished(run, base)
+
+    def _write_finished(self, run: RunFolder, base: Path | None) -> list[str]:
         lines = [f"student: {self._save_merged(run.student)}"]
         if self.settings is None:
             return lines

@@ -305,6 +305,7 @@ ABLATED = {
     "135M_to_15layers_random_spans": "transform",
     "135M_to_15layers_curriculum": "curriculum",
     "135M_to_15layers_structured_kd_lora": "student",
+    "135M_to_15layers_structured_kd_qat": "qat",
 }
 
 
