@@ -21,6 +21,8 @@ from sad_components.models.lora import adapters_of, trained_parameters
 from sad_components.training.config import build, call, check_keys, is_null
 from sad_components.training.meta_models import folder_of, on_meta
 from sad_components.training.precision import resolve_device, resolve_dtype
+from sad_components.training.switches import Switches
+from sad_components.training.teacher_precision import teacher_on_meta
 from sad_components.training.vocabulary import check_tokenizers, shared_vocab_size
 
 _MODELS = ("student", "teacher", "model")
@@ -103,6 +105,7 @@ class Doctor:
             hint = "; --memory GB judges for a machine that has it" if mark == "fail" else ""
             return Check("device", mark, [f"{error}{hint}"])
         self.dtype = resolve_dtype(name, device)
+        Switches.read(self.cfg, device, self.dtype)
         return Check("device", "ok", [f"{device}, {str(self.dtype).removeprefix('torch.')}"])
 
     def _model(self, where: str, node: DictConfig) -> Check:
@@ -111,7 +114,11 @@ class Doctor:
         remedy = f"{folder} is not there: {self.file.download_of(folder)}" if missing else ""
         if missing and node.get("builder") is None:
             return Check(where, "fail", [remedy])
-        model = self.models[where] = on_meta(node, where, self.dtype)
+        if where == "teacher":
+            model = teacher_on_meta(node, self.cfg.get("teacher_precision"), self.dtype)
+        else:
+            model = on_meta(node, where, self.dtype)
+        self.models[where] = model
         if model is None:
             return Check(where, "ok", [f"no live model ({node.get('_component_')})"])
         layers = len(model.layers)

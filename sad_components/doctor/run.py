@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torchao.dtypes.nf4tensor import NF4Tensor
 from torchtune.modules import TransformerDecoder
 
@@ -80,7 +80,10 @@ def check_run(
     if data is None:
         lines.append("  taken: rows as long as allowed, half of their tokens supervised")
     if not fits:
-        lines += [f"  would help: {switch}" for switch in switches(cfg, found, student)]
+        smaller = OmegaConf.merge(cfg, {"activation_checkpointing": True})
+        checkpointed = estimated(smaller, student, teacher, data, device)
+        helping = switches(cfg, found, checkpointed, student)
+        lines += [f"  would help: {switch}" for switch in helping]
     figures = {"total": found.total, "available": available, **found.parts}
     yield "memory", "ok" if fits else "fail", lines, figures
     if data is not None and (device.type == "cpu" or torch.cuda.is_available()):
@@ -100,6 +103,7 @@ def estimated(
         step=_largest_step(cfg, data),
         heldout_tokens=0 if data is None else data.heldout_tokens,
         vocab=min(vocab_size_of(m) for m in models),
+        checkpointed=bool(cfg.get("activation_checkpointing")),
     )
     return estimate(
         student,
@@ -112,8 +116,20 @@ def estimated(
     )
 
 
-def switches(cfg: DictConfig, found: MemoryEstimate, student: TransformerDecoder) -> list[str]:
-    """What would make a run smaller, the largest saving first."""
+def switches(
+    cfg: DictConfig,
+    found: MemoryEstimate,
+    checkpointed: MemoryEstimate,
+    student: TransformerDecoder,
+) -> list[str]:
+    """What would make a run smaller, the largest saving first.
+
+    Args:
+        cfg: the config.
+        found: its estimate.
+        checkpointed: the estimate with activation checkpointing.
+        student: on the meta device.
+    """
     part = found.parts
     options = []
     if cfg.get("batch_size", 1) > 1 or cfg.get("max_tokens_per_batch"):
@@ -122,6 +138,7 @@ def switches(cfg: DictConfig, found: MemoryEstimate, student: TransformerDecoder
     else:
         saving = part.get("activations", 0) // 2
         options.append((saving, "halve transform.max_seq_len"))
+    options.append((found.total - checkpointed.total, "activation_checkpointing: true"))
     if part.get("teacher weights"):
         cached = part["teacher weights"] + part.get("teacher rows", 0)
         options.append((cached, "write the teacher down first: recipes/cache_teacher.py"))

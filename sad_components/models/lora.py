@@ -250,14 +250,19 @@ def _adapted(
         module.to_empty(device=weight.device)  # the adapter's parameters only
         module.initialize_parameters()
     if quantize_base:
-        module.weight = nn.Parameter(_nf4(weight.detach()), requires_grad=False)
+        module.weight = nn.Parameter(nf4_weight(weight.detach()), requires_grad=False)
         module._quantize_base = True
     if use_dora and not weight.is_meta:
         module.initialize_dora_magnitude()
     return module
 
 
-def _nf4(weight: torch.Tensor) -> torch.Tensor:
+def nf4_weight(weight: torch.Tensor) -> torch.Tensor:
+    """``weight`` in NF4, scales in as large groups as divide.
+
+    Raises:
+        ValueError: its number of values is no multiple of 64.
+    """
     if weight.numel() % _BLOCK:
         raise ValueError(
             f"NF4 holds weights whose number is a multiple of {_BLOCK}; got {tuple(weight.shape)}: "

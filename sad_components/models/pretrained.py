@@ -306,6 +306,26 @@ def _assemble(
     with torch.device("meta"):
         model = build_decoder(config)
     tensors = {k: v.to(target, _as_dtype(dtype), copy=True) for k, v in state_dict.items()}
+    return fill_(model, tensors, target, path)
+
+
+def fill_(
+    model: TransformerDecoder,
+    tensors: Mapping[str, torch.Tensor],
+    target: torch.device,
+    path: str | Path,
+) -> TransformerDecoder:
+    """Gives a decoder that was built on the meta device its weights, and its rotary tables.
+
+    Args:
+        model: on the meta device; changed in place.
+        tensors: its weights by name, on ``target``; they become the parameters themselves.
+        target: where the tables are built.
+        path: where the weights come from, for messages.
+
+    Raises:
+        ValueError: the weights are not those of ``model``.
+    """
     try:
         model.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:

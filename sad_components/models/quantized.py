@@ -39,7 +39,7 @@ from sad_components.models.checkpoint import (
 )
 from sad_components.models.families import build_decoder
 from sad_components.models.linear_layers import check_no_adapters, linear_layers
-from sad_components.models.pretrained import from_pretrained
+from sad_components.models.pretrained import fill_, from_pretrained
 
 SCHEMES = ("8da4w", "int4")
 _KEY, _METHOD = "quantization_config", "sad_int4_groups"
@@ -177,16 +177,7 @@ def load_quantized(
         tensors[weight] = _unpacked(tensors, weight, layer, scheme, dtype, path)
     target = torch.get_default_device() if device is None else torch.device(device)
     parameters = {k: nn.Parameter(v.to(target), requires_grad=False) for k, v in tensors.items()}
-    try:
-        model.load_state_dict(parameters, strict=True, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {path} do not fit its config.json: {error}") from error
-    with target:
-        for module in model.modules():
-            rope_init = getattr(module, "rope_init", None)
-            if callable(rope_init):
-                rope_init()
-    return model
+    return fill_(model, parameters, target, path)
 
 
 def _scheme_of(found: Any, path: str | Path) -> Scheme:

@@ -101,7 +101,9 @@ class StepBytes:
     transient: int
 
 
-def step_bytes(model: TransformerDecoder, shape: StepShape, *, train: bool = True) -> StepBytes:
+def step_bytes(
+    model: TransformerDecoder, shape: StepShape, *, train: bool = True, checkpointed: bool = False
+) -> StepBytes:
     """What a step of ``model`` keeps alive.
 
     Args:
@@ -109,6 +111,7 @@ def step_bytes(model: TransformerDecoder, shape: StepShape, *, train: bool = Tru
             eval mode, and with gradients where training makes them (adapters alone, if any).
         shape: of the forward pass.
         train: whether there is a backward pass.
+        checkpointed: whether layers keep their input alone, and run again in the backward pass.
     """
     stop_at_hidden(model).train(train)
     set_trainable_params(model, trained_parameters(model) if train else {})
@@ -122,6 +125,14 @@ def step_bytes(model: TransformerDecoder, shape: StepShape, *, train: bool = Tru
     share = shape.supervised / shape.positions
     last = share if share <= WORTHWHILE and saves_at(model) != "nothing" else 1.0
     per_layer = two.saved - one.saved
+    if checkpointed:
+        weight_VD = model.tok_embeddings.weight
+        kept = shape.positions * weight_VD.shape[1] * weight_VD.dtype.itemsize
+        return StepBytes(
+            saved=one.saved - per_layer + kept * len(layers),
+            forward=two.forward,
+            transient=per_layer + two.transient + _unpacking_bytes(model),
+        )
     return StepBytes(
         saved=int(one.saved + per_layer * (len(layers) - 2 + last)),
         forward=two.forward,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchao.dtypes.nf4tensor import NF4Tensor
 from torchtune.modules import TransformerDecoder
 
 from sad_components.data import Batching, StepOrder
@@ -55,11 +54,13 @@ class RunShape:
         step: its largest forward pass.
         heldout_tokens: supervised tokens of the held-out rows, whose teacher rows are kept.
         vocab: token ids that the loss reads.
+        checkpointed: whether the student's layers run again in the backward pass.
     """
 
     step: StepShape
     heldout_tokens: int
     vocab: int
+    checkpointed: bool = False
 
 
 def estimate(
@@ -84,7 +85,7 @@ def estimate(
     """
     dtype = next(student.parameters()).dtype
     weights = _weight_bytes(student)
-    step = step_bytes(student, run.step)
+    step = step_bytes(student, run.step, checkpointed=run.checkpointed)
     trained = list(trained_parameters(student).values())
     gradients = sum(p.nbytes for p in trained)
     fixed = {
@@ -217,15 +218,15 @@ def _process_memory(name: str) -> int:
 
 
 def _weight_bytes(model: nn.Module) -> int:
-    return sum(_stored_bytes(t) for t in (*model.parameters(), *model.buffers()))
+    return sum(stored_bytes(t) for t in (*model.parameters(), *model.buffers()))
 
 
-def _stored_bytes(tensor: torch.Tensor) -> int:
-    """NF4 has half a byte a weight, and scales."""
-    if isinstance(tensor, NF4Tensor):
-        names, _ = tensor.__tensor_flatten__()
-        return sum(getattr(tensor, name).nbytes for name in names)
-    return tensor.nbytes
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor; of a quantised one those of its values and scales."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.nbytes
+    names, _ = tensor.__tensor_flatten__()
+    return sum(stored_bytes(getattr(tensor, name)) for name in names)
 
 
 def _rows_bytes(model: TransformerDecoder, tokens: int) -> int:

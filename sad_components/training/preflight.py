@@ -22,6 +22,7 @@ from sad_components.training.memory import (
     memory_lines,
 )
 from sad_components.training.meta_models import on_meta
+from sad_components.training.teacher_precision import teacher_on_meta
 
 Report = DataReport | MixtureReport
 
@@ -54,11 +55,12 @@ def memory_preflight(
     try:
         supervised, tokens = _tokens(reports[0], loss)
         student = on_meta(cfg.student, "student", dtype)
-        teacher = on_meta(cfg.get("teacher"), "teacher", dtype)
+        teacher = teacher_on_meta(cfg.get("teacher"), cfg.get("teacher_precision"), dtype)
         run = RunShape(
             step=largest_step(batching, first_steps(order), supervised / tokens, world),
             heldout_tokens=0 if reports[1] is None else _tokens(reports[1], loss)[0],
             vocab=min(vocab_size_of(m) for m in (student, teacher) if m is not None),
+            checkpointed=bool(cfg.get("activation_checkpointing")),
         )
         optimizer = partial(build, cfg.optimizer, "optimizer")
         found = estimate(student, teacher, loss, optimizer, run, device, base_bytes(device))

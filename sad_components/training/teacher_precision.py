@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import nn
-from torchao.dtypes.nf4tensor import to_nf4
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 from torchtune import training
+from torchtune.modules import TransformerDecoder
 
 from sad_components.models.linear_layers import linear_layers
+from sad_components.models.lora import nf4_weight
 from sad_components.training.config import ConfigError, build, is_null
+from sad_components.training.memory import stored_bytes
+from sad_components.training.meta_models import on_meta
 
-PRECISIONS = ("bf16", "fp8", "int8", "nf4")
-#: NF4 stores so many weights with one scale, and so many of those scales with another.
-_BLOCK, _SCALES = 64, 256
+_QUANTIZED = ("fp8", "int8", "nf4")
+PRECISIONS = ("bf16", *_QUANTIZED)
 
 
 def build_teacher(
@@ -57,6 +59,19 @@ def build_teacher(
     return teacher.to(device), [line]
 
 
+def teacher_on_meta(
+    node: DictConfig | None, precision: str | None, dtype: torch.dtype
+) -> TransformerDecoder | None:
+    """As :func:`~sad_components.training.meta_models.on_meta`, in the teacher's precision.
+
+    Args: as for :func:`build_teacher`; another precision is taken for None.
+    """
+    model = on_meta(node, "teacher", torch.bfloat16 if precision == "bf16" else dtype)
+    if model is not None and precision in _QUANTIZED:
+        quantize_teacher_(model, precision, torch.device("meta"))
+    return model
+
+
 def quantize_teacher_(model: nn.Module, precision: str, device: torch.device) -> nn.Module:
     """``model`` with linear weights (but the head's) in ``precision``, in place, frozen.
 
@@ -72,7 +87,13 @@ def quantize_teacher_(model: nn.Module, precision: str, device: torch.device) ->
     model.requires_grad_(False)
     if precision == "nf4":
         for name, layer in layers.items():
-            layer.weight = nn.Parameter(_nf4(name, layer.weight.to(device)), requires_grad=False)
+            weight = layer.weight.detach().to(device)
+            if weight.numel() % 64:
+                raise ValueError(
+                    f"NF4 holds weights whose number is a multiple of 64; {name} has "
+                    f"{list(weight.shape)}: use teacher_precision: int8"
+                )
+            layer.weight = nn.Parameter(nf4_weight(weight), requires_grad=False)
         return model
     with warnings.catch_warnings():
         # int8 of version 1 is deprecated, but version 2 is ten times less exact in bf16
@@ -128,23 +149,6 @@ def _checked_model(teacher: Any, precision: str) -> nn.Module:
     return teacher
 
 
-def _nf4(name: str, weight: torch.Tensor) -> torch.Tensor:
-    if weight.numel() % _BLOCK:
-        raise ValueError(
-            f"NF4 holds weights whose number is a multiple of {_BLOCK}; {name} has "
-            f"{list(weight.shape)}: use teacher_precision: int8"
-        )
-    blocks = weight.numel() // _BLOCK
-    scales = next(s for s in (_SCALES >> shift for shift in range(9)) if blocks % s == 0)
-    return to_nf4(weight, block_size=_BLOCK, scaler_block_size=scales)
-
-
 def _linear_bytes(model: nn.Module) -> int:
     """Bytes of the linear layers' weights, with their scales."""
-    return sum(_bytes(layer.weight) for layer in linear_layers(model).values())
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    if type(tensor) in (torch.Tensor, nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
-        return tensor.nbytes
-    return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return sum(stored_bytes(layer.weight) for layer in linear_layers(model).values())

@@ -120,6 +120,7 @@ def test_a_config_that_is_ready(tmp_path, monkeypatch, capsys):
         ("student.config.vocab_size=300", "vocabulary", "student vocab 300 < tokenizer vocab"),
         ("tokenizer.path=demo/none", "tokenizer", "run `sad fetch-demo`"),
         ("transform.max_seq_len=4096", "student", "the model reads 2048 tokens"),
+        ("fp8=e5m2", "device", "fp8 is null, tensorwise or rowwise; got 'e5m2'"),
     ],
 )
 def test_mistakes_fail_and_are_named(override, check, message, tmp_path, monkeypatch):
@@ -156,4 +157,17 @@ def test_a_models_own_tokenizer_and_template_are_compared(tmp_path, monkeypatch)
 def test_what_does_not_fit_fails_with_remedies(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--config", "tiny/structured_kd", "dataset.limit=4", "--memory", "0.01"]) == 1
-    assert "would help: halve batch_size" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "would help: halve batch_size" in printed
+    assert "would help: activation_checkpointing: true" in printed
+
+
+def test_switches_make_the_estimate_smaller(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = ("dataset.limit=4", "heldout=null", "teacher.config.num_hidden_layers=24")
+    plain = marks("tiny/structured_kd", *few)["memory"].figures
+    for precision, share in {"bf16": 0.53, "fp8": 0.4, "int8": 0.4, "nf4": 0.25}.items():
+        found = marks("tiny/structured_kd", *few, f"teacher_precision={precision}")
+        assert found["memory"].figures["teacher weights"] <= share * plain["teacher weights"]
+    again = marks("tiny/structured_kd", *few, "activation_checkpointing=true")["memory"].figures
+    assert again["activations"] < plain["activations"] / 3

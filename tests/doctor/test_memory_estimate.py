@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sad_components.data import Batching
 from sad_components.models import from_scratch
+from sad_components.training.activations import checkpoint_layers_
 from sad_components.training.live_bytes import FusedAttention, LiveBytes, StepShape, step_bytes
 from sad_components.training.memory import largest_step, state_bytes
 
@@ -33,6 +34,22 @@ def test_saved_activations_are_what_all_layers_keep():
         hidden = model(tokens)
     assert hidden.shape == (2, 128, 64)
     assert expected.saved == pytest.approx(live.now, rel=0.02)
+
+
+def test_checkpointed_layers_keep_their_inputs():
+    shape = StepShape(rows=2, width=128, supervised=256)
+    with torch.device("meta"):
+        meta = from_scratch(CONFIG, device="meta")
+        whole, expected = (step_bytes(meta, shape, checkpointed=c) for c in (False, True))
+    model = from_scratch(CONFIG).train()
+    model.unembed = lambda hidden: model.norm(hidden)
+    checkpoint_layers_(model)
+    with LiveBytes() as live, FusedAttention():
+        hidden = model(torch.zeros(2, 128, dtype=torch.int64))
+    assert hidden.shape == (2, 128, 64)
+    assert expected.saved == pytest.approx(live.now, rel=0.05)
+    assert expected.saved < whole.saved / 3
+    assert expected.saved + expected.transient < whole.saved
 
 
 def test_live_bytes_forget_what_is_freed():
