@@ -4,6 +4,7 @@ Each run trains a random student for two steps in a process of its own; its larg
 stands beside the estimate, which another process made before.
 
     python benchmarks/bench_memory_estimate.py --json
+    python benchmarks/bench_memory_estimate.py --config structured_kd_lora student.quantize_base=true
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,12 +40,14 @@ def overrides(width: int, layers: int, rows: int, folder: str) -> list[str]:
     return changed
 
 
-def compare(width: int, layers: int, rows: int) -> dict[str, float]:
+def compare(
+    width: int, layers: int, rows: int, config: str = "structured_kd", extra: Sequence[str] = ()
+) -> dict[str, float]:
     """Estimated and measured bytes of one run, and their relative difference."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    config = str(ROOT / "configs" / "tiny" / "structured_kd.yaml")
+    config = str(ROOT / "configs" / "tiny" / f"{config}.yaml")
     with tempfile.TemporaryDirectory() as folder:
-        changed = overrides(width, layers, rows, folder)
+        changed = [*overrides(width, layers, rows, folder), *extra]
         doctor = [sys.executable, "-m", "sad_components.doctor", "--json", "--config", config]
         out = subprocess.run([*doctor, *changed], env=env, capture_output=True, text=True)
         checks = {c["name"]: c for c in json.loads(out.stdout)["checks"]}
@@ -67,9 +71,12 @@ def main() -> None:
     """Prints a line a size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("--config", default="structured_kd", help="of configs/tiny")
+    parser.add_argument("overrides", nargs="*", help="key=value, of the config")
     args = parser.parse_args()
     for width, layers, batch in SIZES:
-        row = {"width": width, "layers": layers, "rows": batch, **compare(width, layers, batch)}
+        row = {"width": width, "layers": layers, "rows": batch}
+        row |= compare(width, layers, batch, args.config, args.overrides)
         if args.json:
             print(json.dumps(row), flush=True)
             continue
