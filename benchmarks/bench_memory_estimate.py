@@ -4,7 +4,7 @@ Each run trains a random student for two steps in a process of its own; its larg
 stands beside the estimate, which another process made before.
 
     python benchmarks/bench_memory_estimate.py --json
-    python benchmarks/bench_memory_estimate.py --config structured_kd_lora student.quantize_base=true
+    python benchmarks/bench_memory_estimate.py --config structured_kd_lora student.use_dora=true
 """
 
 from __future__ import annotations
