@@ -51,18 +51,13 @@ SWITCHES = {
 def train(name: str, output_dir: str | Path):
     """The recipe of a switch, trained in this process into ``output_dir``, and its losses."""
     sys.path.insert(0, str(ROOT / "tests" / "support"))
-    from loading import load_module
     from omegaconf import OmegaConf
+    from recipe_runs import run_recipe
 
     given = [*COMMON, *SWITCHES[name], f"output_dir={output_dir}"]
     tiny = OmegaConf.load(ROOT / "configs" / "tiny" / "structured_kd.yaml")
     cfg = OmegaConf.merge(tiny, OmegaConf.from_dotlist(given))
-    recipe = load_module("recipes/structured_kd.py").StructuredKDRecipe(cfg)
-    try:
-        recipe.setup(cfg)
-        recipe.train()
-    finally:
-        recipe.cleanup()
+    recipe = run_recipe(cfg)
     lines = (Path(output_dir) / "metrics.jsonl").read_text().splitlines()
     return recipe, [json.loads(line)["loss"] for line in lines]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from loading import load_module
 from omegaconf import OmegaConf
+from recipe_runs import run_recipe
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -37,12 +38,7 @@ def cache(*overrides: str) -> Path:
 def train(name: str, *overrides: str):
     """structured_kd in this process; its summary and the student's weights."""
     cfg = configured(name, *FEW, "max_steps=3", "eval_every_n_steps=null", *overrides)
-    recipe = load_module("recipes/structured_kd.py").StructuredKDRecipe(cfg)
-    try:
-        recipe.setup(cfg)
-        recipe.train()
-    finally:
-        recipe.cleanup()
+    run_recipe(cfg)
     folder = Path(cfg.output_dir)
     summary = json.loads((folder / "summary.json").read_text())
     return summary, load_file(folder / "student" / "model.safetensors")
@@ -51,11 +47,6 @@ def train(name: str, *overrides: str):
 def contents(root: Path) -> dict[str, bytes]:
     files = (p for p in root.rglob("*") if p.is_file() and p.name != "report.json")
     return {str(p.relative_to(root)): p.read_bytes() for p in files}
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def test_training_from_hidden_states_is_training_beside_the_teacher(capsys):

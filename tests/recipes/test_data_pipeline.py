@@ -9,6 +9,7 @@ import pytest
 import torch
 from loading import load_module
 from omegaconf import OmegaConf
+from recipe_runs import run_recipe
 from safetensors.torch import load_file
 
 from sad_components.trajectory import Message, Trajectory, write_jsonl
@@ -46,12 +47,7 @@ def configured(name: str, *overrides: str, **nodes):
 
 def train(cfg) -> tuple[dict, dict[str, torch.Tensor]]:
     """structured_kd in this process: its summary and the student's weights."""
-    recipe = load_module("recipes/structured_kd.py").StructuredKDRecipe(cfg)
-    try:
-        recipe.setup(cfg)
-        recipe.train()
-    finally:
-        recipe.cleanup()
+    run_recipe(cfg)
     folder = Path(cfg.output_dir)
     summary = json.loads((folder / "summary.json").read_text())
     return summary, load_file(folder / "student" / "model.safetensors")

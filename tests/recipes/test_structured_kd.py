@@ -12,6 +12,7 @@ import pytest
 import torch
 from loading import load_module
 from omegaconf import OmegaConf
+from recipe_runs import run_recipe
 from safetensors.torch import load_file
 
 from sad_components.data.shipped import resolve_folder
@@ -45,23 +46,11 @@ def configured(*overrides: str):
 
 def run(*overrides: str):
     """The recipe in this process, in the current folder; the recipe object afterwards."""
-    cfg = configured(*overrides)
-    recipe = load_module("recipes/structured_kd.py").StructuredKDRecipe(cfg)
-    try:
-        recipe.setup(cfg)
-        recipe.train()
-    finally:
-        recipe.cleanup()
-    return recipe
+    return run_recipe(configured(*overrides))
 
 
 def weights(folder: Path | str) -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "student" / "model.safetensors")
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")

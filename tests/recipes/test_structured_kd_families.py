@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from loading import load_module
 from omegaconf import DictConfig, OmegaConf
+from recipe_runs import run_recipe
 from transformers import AutoModelForCausalLM
 
 from sad_components.models import from_pretrained
@@ -39,19 +39,9 @@ PAIRS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def run(cfg: DictConfig) -> dict:
     """A whole run; its summary."""
-    recipe = load_module("recipes/structured_kd.py").StructuredKDRecipe(cfg)
-    try:
-        recipe.setup(cfg)
-        recipe.train()
-    finally:
-        recipe.cleanup()
+    run_recipe(cfg)
     return json.loads((Path(cfg.output_dir) / "summary.json").read_text())
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from loading import load_module
 from omegaconf import OmegaConf
 from peft import PeftModel
+from recipe_runs import run_recipe, set_up_recipe
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
@@ -41,20 +41,12 @@ def configured(*overrides: str):
 
 
 def set_up(*overrides: str):
-    cfg = configured("metric_logger=null", *overrides)
-    recipe = load_module("recipes/structured_kd.py").StructuredKDRecipe(cfg)
-    recipe.setup(cfg)
-    return recipe
+    return set_up_recipe(configured("metric_logger=null", *overrides))
 
 
 def run(*overrides: str):
     """The recipe in this process, in the current folder; the recipe object afterwards."""
-    recipe = set_up(*overrides)
-    try:
-        recipe.train()
-    finally:
-        recipe.cleanup()
-    return recipe
+    return run_recipe(configured("metric_logger=null", *overrides))
 
 
 def copies(tensors):
@@ -63,11 +55,6 @@ def copies(tensors):
 
 def adapter(folder: str) -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "adapter" / "adapter_model.safetensors")
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -118,9 +105,7 @@ def test_a_base_that_is_a_folder_is_named_not_copied():
     student |= {"_component_": "sad_components.models.lora_from_pretrained", "path": "base_model"}
     cfg = configured(*FAST, "metric_logger=null", "lr_scheduler=null")
     cfg.student = student
-    recipe = load_module("recipes/structured_kd.py").StructuredKDRecipe(cfg)
-    recipe.setup(cfg)
-    recipe.train()
+    recipe = run_recipe(cfg)
     config = json.loads(Path("runs/tiny_lora/adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "base_model"
     assert not Path("runs/tiny_lora/base").exists()

@@ -62,11 +62,6 @@ def cache(*overrides: str) -> None:
     recipe.run()
 
 
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_a_resumed_curriculum_goes_on_as_if_nothing_had_happened(capsys):
     whole = run(*SHORT, CURRICULUM, "output_dir=whole")
     assert "curriculum: complexity" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import pytest
 import torch
 from loading import load_module
 from omegaconf import OmegaConf
+from recipe_runs import run_recipe
 from safetensors.torch import load_file
 from torchao.float8.float8_linear import Float8Linear
 from torchao.quantization.qat.linear import FakeQuantizedLinear
@@ -30,11 +31,6 @@ ROUNDED = 1e-3
 PARAMETERS = [
     pytest.param(name, marks=pytest.mark.slow if name == "compile" else ()) for name in SWITCHES
 ]
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def golden(name: str) -> dict:
@@ -67,14 +63,7 @@ def configured(*overrides: str):
 
 
 def run(*overrides: str):
-    cfg = configured(*overrides)
-    recipe = load_module("recipes/structured_kd.py").StructuredKDRecipe(cfg)
-    try:
-        recipe.setup(cfg)
-        recipe.train()
-    finally:
-        recipe.cleanup()
-    return recipe
+    return run_recipe(configured(*overrides))
 
 
 @pytest.mark.parametrize(
