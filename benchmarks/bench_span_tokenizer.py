@@ -6,9 +6,11 @@ same rendered text, ``Tokenizer.encode(text).ids``, without rendering, offsets o
 kept out of content. The two take turns, trajectory set by trajectory set; medians are compared.
 Both know all words from an earlier pass (``sad_components.data.words``, ``tokenizers``' own cache).
 
-    python benchmarks/bench_span_tokenizer.py [--json] [--quick] [--tokenizer DIR]
+    python benchmarks/bench_span_tokenizer.py [--json] [--quick] [--tokenizer DIR] [--cut FAMILY]
 
-SAD_CORPORA names a folder of real transcripts (JSONL), measured as well when it is set.
+``--cut`` gives the tokenizer another family's cut into words (a vocabulary of one's own is not
+needed to see what that costs). SAD_CORPORA names a folder of real transcripts (JSONL), measured
+as well when it is set.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread for both sides
 import argparse
 import json
 import platform
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -28,6 +32,7 @@ from pathlib import Path
 
 from sad_components.data import HFTokenizer, SpanTokenizer
 from sad_components.data.shipped import resolve_source
+from sad_components.data.words import SPLITS
 from sad_components.formats.registry import Detector, to_trajectory
 from sad_components.trajectory import Trajectory, TrajectoryError, iter_json_lines, read_jsonl
 
@@ -39,17 +44,35 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="fewer trajectories and rounds")
     parser.add_argument("--tokenizer", default="shipped:household/tokenizer")
+    parser.add_argument("--cut", choices=SPLITS, help="into words, as this family does")
     arguments = parser.parse_args()
     rows, rounds = (40, 5) if arguments.quick else (200, 25)
     tokenizer = HFTokenizer(arguments.tokenizer)
+    if arguments.cut:
+        tokenizer = cut_as(arguments.cut, tokenizer.path)
     results = []
     for name, trajectories in sources(rows).items():
         for style in ("plain", "chat"):
             results.append(
                 {"source": name, "style": style, **measure(tokenizer, trajectories, style, rounds)}
             )
-    report = {"limit": LIMIT, "tokenizer": arguments.tokenizer, **machine(), "results": results}
+    settings = {"limit": LIMIT, "tokenizer": arguments.tokenizer, "cut": arguments.cut}
+    report = {**settings, **machine(), "results": results}
     print(json.dumps(report, indent=2) if arguments.json else table(report))
+
+
+def cut_as(family: str, folder: Path) -> HFTokenizer:
+    """The byte-level BPE in ``folder`` with the pre-tokenizer and normalizer of a family."""
+    described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    split = {"type": "Split", "pattern": {"Regex": SPLITS[family]}, "behavior": "Isolated"}
+    as_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    steps = [{**split, "invert": False}, {**as_bytes, "use_regex": False}]
+    described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    described["normalizer"] = {"type": "NFC"} if family == "qwen2" else None
+    with tempfile.TemporaryDirectory() as copied:
+        shutil.copytree(folder, copied, dirs_exist_ok=True, ignore=lambda *_: ["model.safetensors"])
+        (Path(copied) / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+        return HFTokenizer(copied)
 
 
 def sources(rows: int) -> dict[str, list[Trajectory]]:

@@ -28,18 +28,17 @@ _GPT2 = re.compile(
 _GPT2_DIGITS = re.compile(
     rf"{_CONTRACTIONS}| ?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9]+|\s+(?![^\s0-9])|\s+", re.ASCII
 )
-#: By the ``Split`` of Llama 3 (``{1,3}`` digits together) and Qwen 2 and 3 (each apart).
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+#: The ``Split`` of later families (Qwen 3 cuts as Qwen 2 does): digits by three, or each apart.
+SPLITS = {"llama3": _SPLIT % "{1,3}", "qwen2": _SPLIT % ""}
 _IN_ASCII = {r"\p{L}\p{N}": "A-Za-z0-9", r"\p{L}": "[A-Za-z]", r"\p{N}": "[0-9]"}
-_SPLITS = {
+_SPLIT_IN_ASCII = {
     split: re.compile(re.sub(r"(\\p\{\w\})+", lambda m: _IN_ASCII[m[0]], split), re.ASCII)
-    for split in (_SPLIT % "{1,3}", _SPLIT % "")
+    for split in SPLITS.values()
 }
-
-
 #: Where a word is sure to end.
 _BREAK = re.compile(r"(?<=\S)(?= )")
 
@@ -115,4 +114,4 @@ def _pattern(steps: Sequence[dict[str, Any]]) -> re.Pattern[str] | None:
         return _GPT2_DIGITS if last["use_regex"] else None
     if first["type"] != "Split" or first["behavior"] != "Isolated" or first["invert"]:
         return None
-    return None if last["use_regex"] else _SPLITS.get(first["pattern"].get("Regex"))
+    return None if last["use_regex"] else _SPLIT_IN_ASCII.get(first["pattern"].get("Regex"))

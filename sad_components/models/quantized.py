@@ -251,5 +251,8 @@ def _stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
     name = config.get("torch_dtype") or config.get("dtype") or "float32"
     found = getattr(torch, str(name).removeprefix("torch."), None)
     if found not in _DTYPES:
-        raise ValueError(f"quantised models are made of fp32 or bf16 weights; got {name!r}")
+        raise ValueError(
+            f"quantised models are made of fp32 or bf16 weights; config.json says {name!r}: save "
+            "the model in one of them"
+        )
     return found
