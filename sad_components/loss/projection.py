@@ -54,7 +54,8 @@ class Buffers:
         kept, size = self._kept.get(name), rows * columns
         fits = kept is not None and kept.numel() >= size
         if kept is None or not fits or (kept.dtype, kept.device) != (like.dtype, like.device):
-            kept = like.new_empty(size)
+            with torch.inference_mode(False):  # else training could not write into it later
+                kept = torch.empty(size, dtype=like.dtype, device=like.device)
             if kept.device.type == "cpu":
                 self._kept[name] = kept
         return kept[:size].view(rows, columns)

@@ -428,3 +428,16 @@ def test_room_of_one_call_is_the_next_ones_on_a_cpu():
     other = HiddenRows(rows.hidden_ND.double(), Head(rows.head.weight_VD.double()))
     out = loss.from_hidden(other, other, targets, kinds, counts=loss.spec.count(kinds))
     assert out.loss.dtype == torch.float64
+
+
+def test_scoring_in_inference_mode_does_not_spoil_the_room_for_training():
+    loss, head = FusedStructuredKDLoss(), Head(torch.randn(5, 4))
+    kinds, targets = torch.ones(6, dtype=torch.long), torch.arange(6) % 5
+    teacher = HiddenRows(torch.randn(6, 4), head)
+    counts = loss.spec.count(kinds)
+    with torch.inference_mode():
+        loss.from_hidden(teacher, teacher, targets, kinds, counts=counts)
+    hidden = torch.randn(6, 4, requires_grad=True)
+    student = HiddenRows(hidden, head)
+    loss.from_hidden(student, teacher, targets, kinds, counts=counts).loss.backward()
+    assert hidden.grad.abs().sum() > 0
