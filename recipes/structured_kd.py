@@ -34,18 +34,24 @@ from sad_components.models.hidden import (
 from sad_components.models.last_layer import hidden_at
 from sad_components.spans import SpanKind
 from sad_components.training import distributed, switches
+from sad_components.training.best import BestScore
+from sad_components.training.checkpoints import Checkpoints, CheckpointWriter
 from sad_components.training.config import (
     ConfigError,
     build,
     call,
     check_counts,
+    check_flags,
     check_keys,
     is_null,
 )
 from sad_components.training.errors import explained
+from sad_components.training.guards import NonfiniteGuard, clip_gradients_, rows_by_rank
+from sad_components.training.interrupts import Interrupt
 from sad_components.training.meta_models import base_folder_of, folder_of
 from sad_components.training.precision import resolve_device, resolve_dtype
 from sad_components.training.preflight import memory_preflight
+from sad_components.training.random_state import random_states, set_random_state
 from sad_components.training.report import Throughput, versions
 from sad_components.training.run_folder import RunFolder
 from sad_components.training.student_weights import StudentWeights
@@ -64,7 +70,8 @@ KEYS = (
     "teacher_precision",
     # where and how often
     *("output_dir", "resume", "metric_logger", "log_every_n_steps", "eval_every_n_steps"),
-    *("eval_batch_size", "save_every_n_steps", "keep_checkpoints"),
+    *("eval_batch_size", "save_every_n_steps", "keep_checkpoints", "keep_best", "async_save"),
+    "nonfinite",
 )
 REQUIRED = ("tokenizer", "dataset", "student", "loss", "optimizer", "output_dir")
 COUNTS = (
@@ -90,6 +97,7 @@ class StructuredKDRecipe:
     def __init__(self, cfg: DictConfig) -> None:
         check_keys(cfg, KEYS, required=REQUIRED)
         check_counts(cfg, COUNTS)
+        check_flags(cfg, ("compile", "async_save"))
         check_counts(
             cfg, ("seed", *(k for k in OPTIONAL_COUNTS if cfg.get(k) is not None)), least=0
         )
@@ -107,6 +115,7 @@ class StructuredKDRecipe:
         self.resume = cfg.get("resume", False)
         self.rank, self.world = distributed.start(self.device)
         self.is_main = self.rank == 0
+        self.interrupt = Interrupt(launched=self.world > 1)
         self.cfg = cfg
         self.step = 0
         self.heldout: dict[str, dict[str, float]] = {}
@@ -122,10 +131,15 @@ class StructuredKDRecipe:
                 "the loss has a divergence, but teacher is null; name a teacher, or use the "
                 "imitation loss (divergence: null, ce: 1.0)"
             )
-        if self.is_main:
-            keep = cfg.get("keep_checkpoints", 2)
-            self.folder = RunFolder(cfg.output_dir, resume=self.resume, keep=keep)
+        self.best = BestScore.read(cfg, has_teacher=not is_null(cfg.get("teacher")))
+        keep = cfg.get("keep_checkpoints", 2)
+        here = {"resume": self.resume, "keep": keep}
+        self.folder = RunFolder(cfg.output_dir, **here) if self.is_main else None
         distributed.barrier()
+        self.checkpoints = Checkpoints(cfg.output_dir, keep)
+        self.resume = bool(self.resume and self.checkpoints.all())
+        self.writer = CheckpointWriter(self.checkpoints, background=cfg.get("async_save", False))
+        self.guard = NonfiniteGuard(cfg.get("nonfinite", "stop"), self.folder)
         self.curriculum = None
         if cfg.get("curriculum") is not None:
             self.curriculum = call(Curriculum, cfg.curriculum, "curriculum")
@@ -231,7 +245,12 @@ class StructuredKDRecipe:
     # -- training -----------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Scores, trains with scores in between, scores again and writes the student."""
+        """Scores, trains with scores in between, scores again and writes the student.
+
+        Raises:
+            SystemExit: SIGTERM or SIGINT came; a checkpoint was saved after the step.
+        """
+        self.interrupt.listen()
         if self.evaluator and self.teacher:
             scores = self.evaluator.score_teacher(self.teacher.rows, self.device)
             self.heldout.setdefault("teacher", teacher_row(scores))
@@ -241,6 +260,8 @@ class StructuredKDRecipe:
             self.evaluate("before")
         shown = None if self.is_main else True  # None: a bar on a terminal only
         progress = tqdm(total=self.total_steps, initial=self.step, disable=shown)
+        if self._evaluate_if_due():  # what a signal had left out
+            self.save_checkpoint()
         while self.step < self.total_steps:
             self.throughput.pause()
             metrics = self.train_step()
@@ -249,9 +270,10 @@ class StructuredKDRecipe:
             progress.set_postfix({k: f"{v:.3g}" for k, v in metrics.items() if k in _SHOWN})
             if self.step % self.log_every == 0:
                 self.log(metrics)
-            if self.eval_every and self.step % self.eval_every == 0 and self.evaluator:
-                self.evaluate("during")
-            if self.save_every and self.step % self.save_every == 0:
+            if self.throughput.votes:
+                self.stop_early()
+            is_best = self._evaluate_if_due()
+            if is_best or (self.save_every and self.step % self.save_every == 0):
                 self.save_checkpoint()
         progress.close()
         self.finish()
@@ -260,14 +282,18 @@ class StructuredKDRecipe:
         """One optimizer step; its loss and per-span means over all ranks."""
         metrics = {**self.gradients(), **self.order.metrics(self.step)}
         with self.throughput.timing("optimizer"):
-            if self.clip is not None:
-                norm = torch.nn.utils.clip_grad_norm_(self.weights.trained, self.clip)
-                metrics["grad_norm"] = float(norm)
-            self.optimizer.step()
+            metrics["grad_norm"] = float(clip_gradients_(self.weights.trained, self.clip))
+            if self.guard.passes(self.step + 1, metrics, self._rows_of_step):
+                self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
             self.scheduler.step()
-        return {**metrics, **self.throughput.rates()}
+        rates = self.throughput.rates(vote=self.interrupt.received is not None)
+        return {**metrics, **self.guard.metrics(), **rates}
+
+    def _rows_of_step(self) -> list[dict[str, Any]]:
+        rows = self.order.step_rows(self.step)
+        return rows_by_rank(rows, self.data, self.batching, self.world)
 
     def gradients(self) -> dict[str, float]:
         """The step's gradients in ``.grad``, summed over micro-batches and ranks."""
@@ -340,14 +366,21 @@ class StructuredKDRecipe:
 
     # -- what comes out -------------------------------------------------------------------------
 
-    def evaluate(self, when: str) -> None:
-        """Scores the student on the held-out trajectories."""
+    def _evaluate_if_due(self) -> bool:
+        """:meth:`evaluate` in the middle of training, every some steps."""
+        due = self.evaluator and self.eval_every and self.step and not self.step % self.eval_every
+        done = self.heldout.get("during", {}).get("step") == self.step
+        return bool(due and not done) and self.evaluate("during")
+
+    def evaluate(self, when: str) -> bool:
+        """Scores the student on the held-out trajectories; whether it is ``keep_best``'s best."""
         scores = self.evaluator.score(self.student, head_of(self.student, self.vocab)).to_dict()
         self.heldout[when] = {**scores, "step": self.step}
         if self.is_main:
             self.folder.log({"step": self.step, **{f"heldout_{k}": v for k, v in scores.items()}})
         shown = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k in _SHOWN)
         self.say(f"held-out, step {self.step}: {shown}")
+        return self.best is not None and self.step > 0 and self.best.improved(self.step, scores)
 
     def log(self, metrics: dict[str, float]) -> None:
         if not self.is_main:
@@ -362,6 +395,7 @@ class StructuredKDRecipe:
 
     def save_checkpoint(self) -> None:
         """Trained weights, optimizer, scheduler, step and random state: a run can go on."""
+        rng = random_states(self.device)
         if self.is_main:
             state = {
                 "step": self.step,
@@ -369,15 +403,29 @@ class StructuredKDRecipe:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict() if self.scheduler else None,
                 "heldout": self.heldout,
-                "rng": torch.get_rng_state(),
+                "rng": rng,
+                "guard": self.guard.state_dict(),
+                "best": self.best and self.best.state_dict(),
             }
-            self.folder.save_checkpoint(self.step, state, self.weights.save)
+            self.folder.sync_metrics()
+            protected = self.best and self.best.step
+            self.writer.save(self.step, state, self.weights.snapshot, protected=protected)
         distributed.barrier()
 
+    def stop_early(self) -> None:
+        """Leaves a checkpoint and ends the process: it was asked to."""
+        self.save_checkpoint()
+        self.writer.close()
+        distributed.barrier()  # whoever leaves first makes a launcher end the others
+        self.say(
+            f"{self.interrupt.name}: stopped after step {self.step} of {self.total_steps}, and "
+            "saved a checkpoint; resume: true goes on from it"
+        )
+        distributed.stop()
+        raise SystemExit(self.interrupt.exit_code)
+
     def _load_checkpoint(self) -> None:
-        if not self.is_main:
-            self.folder = RunFolder(self.cfg.output_dir, resume=True)
-        path, state = self.folder.load_checkpoint()
+        path, state = self.checkpoints.load(verify=self.is_main)
         order = self.order.settings()
         if state["order"] != order:
             raise ConfigError(
@@ -390,14 +438,18 @@ class StructuredKDRecipe:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["rng"])
+        set_random_state(state["rng"], self.rank, self.device)
+        self.guard.load_state_dict(state["guard"])
+        if self.best:
+            self.best.load_state_dict(state["best"])
         self.step, self.heldout = state["step"], state["heldout"]
         self.say(f"resuming after step {self.step} from {path}")
 
     def finish(self) -> None:
         """Last scores, the student (and its adapter) in Hugging Face format, and the summary."""
-        if self.evaluator:
-            self.evaluate("after")
+        if self.evaluator and self.evaluate("after"):
+            self.save_checkpoint()
+        self.writer.close()
         if not self.is_main:
             return
         made = self.weights.write_finished(self.folder, base_folder_of(self.cfg.student))
@@ -413,6 +465,8 @@ class StructuredKDRecipe:
     def summary(self) -> dict[str, Any]:
         return {
             "heldout": self.heldout,
+            "best": self.best and self.best.state_dict(),
+            "skipped_steps": self.guard.skipped,
             "data": self.data.report.to_dict(),
             "steps": self.step,
             "order": {**self.order.settings(), **self.order.metrics(max(self.step - 1, 0))},
@@ -437,10 +491,12 @@ class StructuredKDRecipe:
                 tqdm.write(line)
 
     def cleanup(self) -> None:
-        """Closes the logger and leaves the process group."""
+        """Ends what runs beside the training, and gives the signals back."""
+        self.interrupt.restore()
         if getattr(self, "logger", None) is not None:
             self.logger.close()
-        distributed.stop()
+        if getattr(self, "writer", None) is not None:
+            self.writer.close()
 
 
 _SHOWN = ("loss", "kl_reason", "kl_act", "ce", "action_match", "tokens_per_s")
@@ -455,6 +511,7 @@ def recipe_main(cfg: DictConfig) -> None:
             recipe = StructuredKDRecipe(cfg)
             recipe.setup(cfg)
             recipe.train()
+            distributed.stop()  # not after a failure: the others may not be able to
     finally:
         if recipe is not None:
             recipe.cleanup()

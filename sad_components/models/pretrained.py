@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -274,6 +274,19 @@ def save_student(
     Raises:
         ValueError: no family has the structure of ``model``; and see ``save_hf_folder``.
     """
+    return student_writer(model, tokenizer_dir, state_dict)(Path(out_dir))
+
+
+def student_writer(
+    model: nn.Module,
+    tokenizer_dir: str | Path | None = None,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> Callable[[Path], Path]:
+    """:func:`save_student` in two parts: what it returns writes, and looks at ``model`` no more.
+
+    Args:
+        model, tokenizer_dir, state_dict: as for ``save_student``; the tensors are not copied.
+    """
     family = family_of_model(model)
     weights = model.state_dict() if state_dict is None else state_dict
     config = hf_config_of(model)
@@ -282,7 +295,8 @@ def save_student(
         reference = load_hf_config(tokenizer_dir)
         config.update({key: reference.get(key) for key in _TOKEN_IDS})
     config["torch_dtype"] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    return save_hf_folder(out_dir, family.to_hf(weights, config), config, tokenizer_dir)
+    tensors = family.to_hf(weights, config)
+    return lambda out_dir: save_hf_folder(out_dir, tensors, config, tokenizer_dir)
 
 
 def _load(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], int]:

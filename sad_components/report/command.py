@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sad_components.report.load import load
 from sad_components.report.page import build, render
-from sad_components.training.run_folder import write_atomically
+from sad_components.training.durable import write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:

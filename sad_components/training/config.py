@@ -56,6 +56,13 @@ def check_counts(cfg: DictConfig, keys: Iterable[str], least: int = 1) -> None:
             raise ConfigError(f"{key} must be an integer >= {least}; got {value!r}")
 
 
+def check_flags(cfg: DictConfig, keys: Iterable[str]) -> None:
+    """Raises :class:`ConfigError` unless each of ``keys`` that is there is true or false."""
+    for key in keys:
+        if not isinstance(cfg.get(key, False), bool):
+            raise ConfigError(f"{key} must be true or false; got {cfg[key]!r}")
+
+
 def is_null(node: Any) -> bool:
     """Whether a node names nothing: null, or ``{_component_: null}``.
 

@@ -50,6 +50,9 @@ class Throughput:
     Args:
         device: whose memory is reported.
         reduce: sums a tensor over ranks, in place.
+
+    Attributes:
+        votes: how many ranks said ``vote=True`` in the last call of :meth:`rates`.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Throughput:
         self.device = device
         self.tokens = self.supervised = 0
         self.seconds = 0.0
+        self.votes = 0
         self.parts = dict.fromkeys(PARTS, 0.0)
         self._reduce = reduce
         self._last = time.perf_counter()
@@ -97,8 +101,11 @@ class Throughput:
         """Leaves out the time since the last report (evaluation, saving)."""
         self._last = time.perf_counter()
 
-    def rates(self) -> dict[str, float]:
+    def rates(self, *, vote: bool = False) -> dict[str, float]:
         """Figures since the last call; every rank must call it.
+
+        Args:
+            vote: counted over ranks in the same exchange, so that they can agree without another.
 
         Returns:
             Tokens/s and supervised tokens/s of all ranks together; this rank's peak memory in MB
@@ -107,8 +114,9 @@ class Throughput:
         parts = dict.fromkeys(PARTS, 0.0)
         for part, begun, ended in self._timed:
             parts[part] += self._between(begun, ended)
-        counts = torch.stack([torch.full_like(self._supervised, self._tokens), self._supervised])
-        tokens, supervised = (int(count) for count in self._reduce(counts).tolist())
+        plain = [torch.full_like(self._supervised, number) for number in (self._tokens, vote)]
+        counts = self._reduce(torch.stack([self._supervised, *plain]))
+        supervised, tokens, self.votes = (int(count) for count in counts.tolist())
         now = time.perf_counter()
         seconds = max(now - self._last, 1e-9)
         self._last = now

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +23,9 @@ from sad_components.models.lora import (
     trained_parameters,
 )
 from sad_components.models.peft_format import peft_adapter, save_peft_adapter
+from sad_components.models.pretrained import student_writer
 from sad_components.training.activations import unwrapped_layers
+from sad_components.training.checkpoints import copied
 from sad_components.training.config import ConfigError
 from sad_components.training.run_folder import RunFolder
 
@@ -63,14 +67,26 @@ class StudentWeights:
         share = f"{self.num_trained:,} of {num_parameters(self.student):,} parameters"
         return [f"{method} adapters on {targets}: {share} are trained"]
 
-    def save(self, folder: Path) -> None:
-        """What a checkpoint needs: the student in Hugging Face format, or its adapters."""
+    def snapshot(self, *, copy: bool) -> Callable[[Path], Any]:
+        """What a checkpoint needs: the student in Hugging Face format, or its adapters.
+
+        Args:
+            copy: into the CPU's memory, for weights that will change while they are written.
+
+        Returns:
+            Writes it into the folder that it is given; calls no method of the student.
+        """
         with unwrapped_layers(self.student):
             if self.settings is None:
-                self._save_merged(folder / "student")
-                return
+                weights = merged_state_dict(self.student)
+                weights = copied(weights) if copy else weights
+                write = student_writer(self.student, self._tokenizer_dir, weights)
+                return lambda folder: write(folder / "student")
             trained = trained_parameters(self.student)
-            save_file({k: p.detach().cpu() for k, p in trained.items()}, folder / ADAPTERS_FILE)
+            adapters = (
+                copied(trained) if copy else {k: p.detach().cpu() for k, p in trained.items()}
+            )
+        return lambda folder: save_file(adapters, folder / ADAPTERS_FILE)
 
     def load_(self, folder: Path) -> None:
         """Puts a checkpoint's weights into the student, whose base is built as it was then.

@@ -13,15 +13,15 @@ def save(folder: RunFolder, step: int, text: str = "weights") -> None:
     def write_weights(path):
         (path / "model").write_text(text)
 
-    folder.save_checkpoint(step, {"step": step, "tensor": torch.ones(2)}, write_weights)
+    folder.checkpoints.save(step, {"step": step, "tensor": torch.ones(2)}, write_weights)
 
 
 def test_newest_checkpoints_stay_and_load(tmp_path):
     folder = RunFolder(tmp_path / "run", keep=2)
     for step in (1, 2, 10):
         save(folder, step, f"after {step}")
-    assert [p.name for p in folder.checkpoints()] == ["step_00000002", "step_00000010"]
-    newest, state = folder.load_checkpoint()
+    assert [p.name for p in folder.checkpoints.all()] == ["step_00000002", "step_00000010"]
+    newest, state = folder.checkpoints.load()
     assert (newest / "model").read_text() == "after 10"
     assert state["step"] == 10
 
@@ -36,9 +36,9 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path, failure):
         raise failure
 
     with pytest.raises(OSError, match=r"last good one is .*step_00000001"):
-        folder.save_checkpoint(2, {"step": 2}, fail)
+        folder.checkpoints.save(2, {"step": 2}, fail)
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
-    assert folder.load_checkpoint()[1]["step"] == 1
+    assert folder.checkpoints.load()[1]["step"] == 1
 
 
 def test_other_run_is_refused_unless_resuming(tmp_path):
@@ -73,9 +73,9 @@ def test_metrics_line_cut_short_is_dropped(tmp_path):
 def test_state_is_read_without_pickle(tmp_path):
     folder = RunFolder(tmp_path / "run")
     save(folder, 1)
-    (folder.checkpoints()[-1] / "state.pt").write_bytes(b"\x80\x04c__builtin__\nprint\n.")
+    (folder.checkpoints.all()[-1] / "state.pt").write_bytes(b"\x80\x04c__builtin__\nprint\n.")
     with pytest.raises(Exception, match=r"(?i)weights_only|pickle|invalid"):
-        folder.load_checkpoint()
+        folder.checkpoints.load(verify=False)
 
 
 def test_first_checkpoint_that_fails_does_not_send_to_resume(tmp_path):
@@ -83,5 +83,5 @@ def test_first_checkpoint_that_fails_does_not_send_to_resume(tmp_path):
         raise OSError(errno.ENOSPC, "No space left")
 
     with pytest.raises(OSError, match="there is no earlier one") as caught:
-        RunFolder(tmp_path / "run").save_checkpoint(2, {}, fail)
+        RunFolder(tmp_path / "run").checkpoints.save(2, {}, fail)
     assert "resume" not in str(caught.value)
