@@ -79,7 +79,8 @@ def test_adapters_are_trained_alone_and_both_folders_load(method):
     for name in ("kl_reason", "kl_act"):
         assert summary["heldout"]["after"][name] < 0.85 * summary["heldout"]["before"][name]
     (folder, *_) = Path("runs/tiny_lora/checkpoints").iterdir()
-    assert sorted(p.name for p in folder.iterdir()) == ["adapters.safetensors", "manifest.json", "state.pt"]
+    files = sorted(p.name for p in folder.iterdir())
+    assert files == ["adapters.safetensors", "manifest.json", "state.pt"]
     check_folders(recipe.student, Path("runs/tiny_lora"))
 
 
