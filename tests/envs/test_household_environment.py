@@ -2,13 +2,20 @@
 
 import importlib.util
 import random
+import re
 
 import pytest
 
 from sad_components.envs import NoSuchTask, make_environment
 from sad_components.envs.household import TASK_TYPES, play_episode, sample_game
 from sad_components.envs.household.engine import HouseholdEnv
-from sad_components.evaluation.policies import ExpertPolicy, RandomPolicy, ScriptedPolicy
+from sad_components.envs.household.thoughts import _NEXT_SEARCH, _RECOVERIES
+from sad_components.evaluation.policies import (
+    CorrectedPolicy,
+    ExpertPolicy,
+    RandomPolicy,
+    ScriptedPolicy,
+)
 from sad_components.evaluation.pool import EnvironmentPool
 from sad_components.evaluation.rollout import Job, rollout
 
@@ -58,6 +65,49 @@ def test_the_expert_takes_over_a_strangers_episode():
     while not done:
         _, reward, done, _ = env.step(env.expert_turn().text.split("Action: ")[1])
     assert reward == 1.0
+
+
+@needs_engine
+def test_the_expert_answers_to_what_another_did_instead():
+    env = make_environment("household", style="checking", renamed_share=1.0, split="train")
+    said = env.reset("train-00007")
+    unseen = [f"go to {place}" for place in re.findall(r"\ba ([a-z]+ \d)", said)]
+    while not (seen := re.search(r"(?:On the|The) ([a-z]+ \d).* you see", said)):
+        own = env.expert_turn().text.split("Action: ")[1]
+        assert not _slips(env.expert_turn().text)
+        said = env.step(own).observation
+        unseen = [action for action in unseen if action != own]
+    after = []
+    for action in ("go to shelf 77", unseen[0], f"go to {seen[1]}"):
+        env.expert_turn()
+        env.step(action)
+        after.append(_slips(env.expert_turn().text))
+    assert after == [["invalid"], [], ["detour"]]
+
+
+def _slips(text):
+    return [kind for kind, words in _RECOVERIES.items() if any(w in text for w in words)]
+
+
+@needs_engine
+def test_a_second_thing_is_not_announced_before_the_first_is_there():
+    env = make_environment("household", style="checking", split="train")
+    task = next(t for t in env.tasks(6) if env.reset(t) and "two" in env.task_sentence)
+    env.reset(task)
+    while not (action := env.expert_turn().text.split("Action: ")[1]).startswith("move "):
+        env.step(action)
+    env.step(next(a for a in env.admissible() if a.startswith("go to ")))
+    thought = env.expert_turn().text
+    assert not any(words.split("{")[0] in thought for words in _NEXT_SEARCH)
+
+
+@needs_engine
+def test_the_expert_brings_a_stumbling_policy_through():
+    policy = CorrectedPolicy(RandomPolicy())
+    episodes = play(policy, split="train", renamed_share=0.5, style="checking", max_steps=80)
+    assert all(e.won for e in episodes)
+    weights = [m.weight for e in episodes for m in e.trajectory.messages if m.role == "assistant"]
+    assert weights.count(0) > 10
 
 
 @needs_engine

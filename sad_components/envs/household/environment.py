@@ -97,9 +97,10 @@ class HouseholdEnvironment(Environment):
         return self._names.show(first)
 
     def _act(self, action: str) -> Outcome:
-        observation, reward, _, info = self._engine.step(self._names.restore(action))
+        action = self._names.restore(action).strip()
+        observation, reward, _, info = self._engine.step(action)
         if self._player is not None:
-            self._player.observe(observation)
+            self._player.observe(observation, action)
         self._log.append(observation)
         shown = self._names.show(observation)
         return Outcome(shown, reward, info["won"], info["won"], info["valid"])
@@ -108,7 +109,7 @@ class HouseholdEnvironment(Environment):
         return [self._names.show(action) for action in self._engine.admissible()]
 
     def expert_turn(self) -> Message | None:
-        """The expert's turn; it takes over from whoever acted before."""
+        """The expert's turn in this state, whoever acted before."""
         if self._player is None:
             share = self._wrong_turn_share
             self._player = ExpertPlayer(self._engine, self._log[0], self.variant, share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from sad_components.envs.household.engine import HouseholdEnv, engine_versions
+from sad_components.envs.household.engine import NOTHING_HAPPENS, HouseholdEnv, engine_versions
 from sad_components.envs.household.expert import Expert
 from sad_components.envs.household.games import Game, layout_fingerprint
 from sad_components.envs.household.thoughts import Narrator
@@ -90,6 +90,7 @@ class ExpertPlayer:
         self._expert = Expert(first_observation, self._rng)
         self._turns = 0
         self._slip: str | None = None
+        self._own: frozenset[str] = frozenset()
 
     @property
     def sentence(self) -> str:
@@ -109,11 +110,27 @@ class ExpertPlayer:
         elif self._env.game.split == "heldout":
             message.acceptable = list(decision.acceptable)
         self._turns += 1
+        self._own = frozenset((action, *decision.acceptable))
         return message, action
 
-    def observe(self, observation: str) -> None:
-        """Takes in the answer to the last turn."""
+    def observe(self, observation: str, action: str | None = None) -> None:
+        """Takes in the answer to an action.
+
+        Args:
+            observation: the answer.
+            action: what was done, where that may be another's idea (the next thought then speaks
+                of it if it did nothing or led back); None: the last turn's action.
+        """
+        if action is not None and action not in self._own:
+            self._slip = self._slip_of(action, observation)
+            self._narrator.interrupt()
         self._expert.observe(observation)
+
+    def _slip_of(self, action: str, observation: str) -> str | None:
+        if observation == NOTHING_HAPPENS:
+            return "invalid"
+        seen_before = action.removeprefix("go to ") in self._expert.beliefs.contents
+        return "detour" if seen_before else None
 
 
 def describe_game(game: Game, style: str) -> dict[str, Any]:

@@ -252,6 +252,11 @@ class Narrator:
             parts.append(self._pick(_DENSE[decision.situation]))
         return " ".join(part.format(**slots) for part in parts if part)
 
+    def interrupt(self) -> None:
+        """Says that the last decision was not carried out: no thought goes on from it."""
+        if self._situation is not None:
+            self._situation = ""
+
     def _opening(
         self,
         decision: Decision,

@@ -1,11 +1,13 @@
-"""Who plays: local models, served models, scripted experts, chance."""
+"""Who plays: local models, served models, scripted experts, a model and its expert, chance."""
 
 from sad_components.evaluation.policies.base import EpisodeView, Policy, Turn
+from sad_components.evaluation.policies.corrected import CorrectedPolicy
 from sad_components.evaluation.policies.endpoint import EndpointPolicy
 from sad_components.evaluation.policies.local import ModelPolicy, model_policy
 from sad_components.evaluation.policies.scripted import ExpertPolicy, RandomPolicy, ScriptedPolicy
 
 __all__ = [
+    "CorrectedPolicy",
     "EndpointPolicy",
     "EpisodeView",
     "ExpertPolicy",

@@ -142,12 +142,12 @@ def model_policy(
         constrain: actions come out of the admissible ones, where the environment lists them.
         name: what results call it.
     """
-    chosen = SpanTokenizer(_made(tokenizer), **(transform or {}))
-    decoder = CachedDecoder(_made(model), chosen.tokenizer.vocab_size)
+    chosen = SpanTokenizer(made(tokenizer), **(transform or {}))
+    decoder = CachedDecoder(made(model), chosen.tokenizer.vocab_size)
     generator = Generator(decoder, chosen.tokenizer, max_new_tokens, temperature)
     return ModelPolicy(generator, chosen, constrain, name)
 
 
-def _made(part: Any) -> Any:
-    """The object itself, or the one that a config describes."""
+def made(part: Any) -> Any:
+    """The object itself, or the one that a config (a mapping with ``_component_``) describes."""
     return config.instantiate(OmegaConf.create(dict(part))) if isinstance(part, Mapping) else part
