@@ -25,7 +25,7 @@ from sad_components.training.teacher_cache.fingerprint import file_hash
 STATE, MANIFEST = "state.pt", "manifest.json"
 #: What a checkpoint is called while another of the same step takes its place.
 _REPLACED = ".replaced"
-_NAME = re.compile(rf"step_(\d+)({re.escape(_REPLACED)})?")
+_NAME = re.compile(rf"step_(\d{{8,}})({re.escape(_REPLACED)})?")
 
 
 class Checkpoints:

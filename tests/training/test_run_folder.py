@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 
 import pytest
 import torch
@@ -26,28 +27,58 @@ def test_newest_checkpoints_stay_and_load(tmp_path):
     assert state["step"] == 10
 
 
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), RuntimeError("disk")])
-def test_full_disk_leaves_the_previous_checkpoint(tmp_path, failure):
-    folder = RunFolder(tmp_path / "run")
-    save(folder, 1)
-
-    def fail(path):
-        (path / "model").write_text("half")
-        raise failure
-
-    with pytest.raises(OSError, match=r"last good one is .*step_00000001"):
-        folder.checkpoints.save(2, {"step": 2}, fail)
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
-    assert folder.checkpoints.load()[1]["step"] == 1
-
-
 def test_other_run_is_refused_unless_resuming(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.log({"step": 1})
     with pytest.raises(ConfigError, match=r"holds another run \(metrics.jsonl\)"):
         RunFolder(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"needs a checkpoint .*resume: auto"):
+        RunFolder(tmp_path / "run", resume=True)
     save(folder, 1)
     RunFolder(tmp_path / "run", resume=True)
+
+
+def test_resume_auto_begins_goes_on_and_begins_again_where_no_checkpoint_was_made(tmp_path):
+    folder = RunFolder(tmp_path / "run", resume="auto")
+    folder.log({"step": 1})
+    folder = RunFolder(tmp_path / "run", resume="auto")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    folder.log({"step": 1})
+    save(folder, 1)
+    RunFolder(tmp_path / "run", resume="auto")
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_resume_auto_does_not_begin_in_the_folder_of_a_finished_run(tmp_path):
+    folder = RunFolder(tmp_path / "run", resume="auto")
+    folder.write_summary({"steps": 3})
+    with pytest.raises(ConfigError, match=r"holds another run \(summary.json\)"):
+        RunFolder(tmp_path / "run", resume="auto")
+
+
+def test_unknown_resume_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="true, false or auto; got 'yes'"):
+        RunFolder(tmp_path / "run", resume="yes")
+
+
+def test_leftovers_of_a_killed_save_are_cleared_away_by_the_next_start_only(tmp_path):
+    save(RunFolder(tmp_path / "run"), 1)
+    left = tmp_path / "run" / "checkpoints" / ".step_00000002"
+    left.mkdir()
+    with pytest.raises(ConfigError):
+        RunFolder(tmp_path / "run")
+    assert left.exists()  # another process may be writing it
+    RunFolder(tmp_path / "run", resume=True)
+    assert not left.exists()
+
+
+def test_metrics_are_json_whatever_the_figures(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.log({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "lr": 0.5})
+    line = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        **{"step": 1, "loss": None, "grad_norm": None, "lr": 0.5}
+    }
 
 
 def test_metrics_behind_the_checkpoint_are_dropped(tmp_path):

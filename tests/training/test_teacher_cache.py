@@ -456,6 +456,24 @@ def test_prefetched_rows_equal_read_ones_and_stay_few(tmp_path):
     assert not {place.key for place in batch.places} & set(ahead._ahead)
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+def test_reading_that_fails_is_named_wherever_it_happens(tmp_path, monkeypatch, ahead):
+    write(tmp_path)
+    batch = collate(ROWS[2:3], 0, AGENT)
+    teacher = CachedTeacher(tmp_path)
+
+    def fail(key):
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr(teacher, "_read", fail)
+    if ahead:
+        teacher.prefetch(ROWS[2:3])
+    where = "ahead, in the thread teacher-cache" if ahead else "at once"
+    expected = rf"'row2' .* \({where}\) from .*safetensors: RuntimeError: the disk is gone"
+    with pytest.raises(CacheError, match=expected):
+        teacher.rows(batch, AGENT.supervised(batch.span_ids_BS))
+
+
 def test_a_loss_of_one_kind_reads_its_tokens_only(tmp_path):
     source = write(tmp_path, "hidden")
     spec = LossSpec(reason=SpanLoss(), branch="own")

@@ -212,14 +212,22 @@ class CachedTeacher(Teacher):
     # -- reading --------------------------------------------------------------------------------
 
     def _take(self, key: str, name: str) -> HiddenRows | TopKRows:
-        future = self._ahead.pop(key, None)
-        if future is not None and not future.cancelled():
-            return future.result()
         if key not in self._places:
             raise CacheError(
                 f"the teacher cache {self.root} has no row like {name!r} (key {key}): {_REMEDY}"
             )
-        return self._read(key)
+        future = self._ahead.pop(key, None)
+        try:
+            return self._read(key) if future is None or future.cancelled() else future.result()
+        except CacheError:
+            raise
+        except Exception as error:
+            thread = "at once" if future is None else "ahead, in the thread teacher-cache"
+            shard = self.root / self._shards[self._places[key][0]].path
+            raise CacheError(
+                f"the row {name!r} of the teacher cache could not be read ({thread}) from {shard}: "
+                f"{type(error).__name__}: {error}; {_REMEDY}"
+            ) from error
 
     def _read(self, key: str) -> HiddenRows | TopKRows:
         number, start, stop = self._places[key]
