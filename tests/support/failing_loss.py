@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from typing import Any
 
-from sad_components.loss import LossOutput, StructuredKDLoss
+from sad_components.loss import HiddenRows, LossOutput, StructuredKDLoss
 
 
 class FailingLoss(StructuredKDLoss):
     """``StructuredKDLoss``, but for what happens at some calls.
 
     Args:
-        what: ``raise`` an error, ``kill`` the process, ``term`` (send it SIGTERM, and go on), or
-            make the loss ``nan``, or only its ``gradient``.
+        what: ``raise`` an error, ``kill`` the process, ``term`` (send it SIGTERM, and go on),
+            ``full`` (files can grow no more), or make the loss ``nan``, or only its ``gradient``.
         calls: at which ones, counted from 1 in every process.
         rank: in which process.
         kwargs: as for ``StructuredKDLoss``.
@@ -25,8 +26,10 @@ class FailingLoss(StructuredKDLoss):
         self._what, self._calls, self._done = what, calls, 0
         self._here = int(os.environ.get("RANK", "0")) == rank
 
-    def from_hidden(self, *args: Any, **kwargs: Any) -> LossOutput:
-        output = super().from_hidden(*args, **kwargs)
+    def from_hidden(self, student: HiddenRows, *args: Any, **kwargs: Any) -> LossOutput:
+        output = super().from_hidden(student, *args, **kwargs)
+        if student.hidden_ND.grad_fn is None:  # memory is being estimated: nothing is trained
+            return output
         self._done += 1
         return self._fail(output) if self._here and self._done in self._calls else output
 
@@ -36,6 +39,8 @@ class FailingLoss(StructuredKDLoss):
         if self._what in ("kill", "term"):
             number = signal.SIGKILL if self._what == "kill" else signal.SIGTERM
             os.kill(os.getpid(), number)
+        if self._what == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, resource.RLIM_INFINITY))
         if self._what == "nan":
             output.loss = output.loss * float("nan")
         if self._what == "gradient":
