@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from sad_components.training.config import ConfigError
-from sad_components.training.durable import replace, sync_tree, write_atomically
+from sad_components.training.durable import make_folder, replace, sync_tree, write_atomically
 from sad_components.training.teacher_cache.fingerprint import file_hash
 
 STATE, MANIFEST = "state.pt", "manifest.json"
@@ -85,7 +85,8 @@ class Checkpoints:
         before = self.all()
         try:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+            make_folder(self.path)
+            aside.mkdir()
             write_weights(aside)
             torch.save(dict(state), aside / STATE)
             _write_manifest(aside)

@@ -23,6 +23,14 @@ def sync_tree(folder: Path) -> None:
         sync(Path(inside))
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it that lack; when it returns, their names are on the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
 def replace(source: Path, target: Path) -> None:
     """Renames within a folder; when it returns, the new name is on the disk."""
     os.replace(source, target)
@@ -31,7 +39,7 @@ def replace(source: Path, target: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a text file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     aside = path.with_name(f".{path.name}.part")
     with open(aside, "w", encoding="utf-8") as handle:
         handle.write(text)

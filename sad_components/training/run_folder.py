@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sad_components.training.checkpoints import Checkpoints
 from sad_components.training.config import ConfigError
-from sad_components.training.durable import sync, write_atomically
+from sad_components.training.durable import make_folder, sync, write_atomically
 
 _RUN_FILES = (
     *("config.yaml", "metrics.jsonl", "summary.json"),
@@ -70,7 +70,7 @@ class RunFolder:
                 f"({', '.join(found)}): choose another output_dir, or set resume: true to go on "
                 "with that run"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self.checkpoints.remove_leftovers()
         if not goes_on:
             self._metrics.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -261,11 +262,15 @@ def test_signal_to_one_process_stops_all_with_a_checkpoint():
     assert done.returncode != 0
     assert "SIGTERM: stopped after step 3 of 8" in done.stdout
     assert checkpoints("two") == [3]
+    shutil.copytree("two", "one")
     resumed = launch(*TWO, "resume=true")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     whole = launch(*TWO, "output_dir=whole")
     assert whole.returncode == 0, whole.stderr[-3000:]
     assert_equal("two", "whole")
+    run(*TWO, "output_dir=one", "batch_size=2", "resume=true")  # as many rows a step
+    for name, value in weights("one").items():
+        torch.testing.assert_close(value, weights("whole")[name], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

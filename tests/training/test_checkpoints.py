@@ -48,6 +48,7 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_after(tmp_path, 
 
     monkeypatch.setattr(durable.os, "fsync", noted_fsync)
     monkeypatch.setattr(durable.os, "replace", noted_rename)
+    tmp_path = tmp_path / "new" / "run"
     save(Checkpoints(tmp_path), 1)
     place = tmp_path / "checkpoints" / "step_00000001"
     named = done.index(("rename", str(place)))
@@ -57,6 +58,8 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_after(tmp_path, 
     for path in (aside, *content):
         assert ("sync", str(path)) in done[:named], path
     assert ("sync", str(place.parent)) in done[named:]
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        assert ("sync", str(folder)) in done[:named]
 
 
 class Crash(BaseException):
