@@ -113,6 +113,7 @@ def check(kills: int, config: str, overrides: list[str], seed: int, root: Path) 
             kill = run_and_kill(folder, config, overrides, rng)
             if kill is not None:
                 found.append(kill)
+                print(f"kill {len(found)} of {kills}: {kill}", file=sys.stderr)
                 continue
         else:
             finish(start(folder, config, overrides))
