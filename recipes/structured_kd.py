@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchtune import config, training
 from tqdm import tqdm
 
-from sad_components.data import Batch, Batching, StepOrder, collate_packed, dataset_type
+from sad_components.data import Batch, Batching, StepOrder, blank, collate_packed, dataset_type
 from sad_components.data.curriculum import Curriculum, CurriculumOrder
 from sad_components.data.transform import SpanTokenizer, TokenizedTrajectory
 from sad_components.evaluation.heldout import HeldoutEvaluator, format_table, teacher_row
@@ -33,7 +33,7 @@ from sad_components.models.hidden import (
 )
 from sad_components.models.last_layer import hidden_at
 from sad_components.spans import SpanKind
-from sad_components.training import distributed, switches
+from sad_components.training import distributed, sharding, switches
 from sad_components.training.best import BestScore
 from sad_components.training.checkpoints import Checkpoints, CheckpointWriter
 from sad_components.training.config import (
@@ -56,7 +56,7 @@ from sad_components.training.report import Throughput, versions
 from sad_components.training.run_folder import RunFolder
 from sad_components.training.student_weights import StudentWeights
 from sad_components.training.teacher_precision import build_teacher
-from sad_components.training.teachers import as_teacher
+from sad_components.training.teachers import LiveTeacher, as_teacher
 from sad_components.training.vocabulary import check_tokenizers, shared_vocab_size
 
 KEYS = (
@@ -66,8 +66,7 @@ KEYS = (
     *("optimizer", "lr_scheduler", "epochs", "max_steps", "batch_size", "clip_grad_norm"),
     *("max_tokens_per_batch", "packing", "curriculum"),
     *("gradient_accumulation_steps", "seed", "device", "dtype", "compile"),
-    *switches.KEYS,
-    "teacher_precision",
+    *(*switches.KEYS, "teacher_precision", *sharding.KEYS),
     # where and how often
     *("output_dir", "resume", "metric_logger", "log_every_n_steps", "eval_every_n_steps"),
     *("eval_batch_size", "save_every_n_steps", "keep_checkpoints", "keep_best", "async_save"),
@@ -115,6 +114,7 @@ class StructuredKDRecipe:
         self.resume = cfg.get("resume", False)
         self.rank, self.world = distributed.start(self.device)
         self.is_main = self.rank == 0
+        self.sharding = sharding.Sharding.read(cfg, self.world, self.device)
         self.interrupt = Interrupt(launched=self.world > 1)
         self.cfg = cfg
         self.step = 0
@@ -196,13 +196,15 @@ class StructuredKDRecipe:
         )
 
     def _setup_models(self, cfg: DictConfig) -> None:
-        with training.set_default_dtype(self.dtype), self.device:
+        with training.set_default_dtype(self.dtype), self.sharding.build_device:
             student = build(cfg.student, "student")
-        precision = cfg.get("teacher_precision")
-        teacher, lines = build_teacher(cfg.get("teacher"), precision, self.dtype, self.device)
+        distributed.same_start(student.parameters())
+        precision, place = cfg.get("teacher_precision"), self.sharding.teacher_device(cfg)
+        teacher, lines = build_teacher(cfg.get("teacher"), precision, self.dtype, place)
         # what could not be saved is refused here: better said now than at the end
         self.weights = StudentWeights(student, getattr(self.tokenizer, "path", None))
         self.say(*self.weights.describe(), *self.switches.apply_(student), *lines)
+        self.say(*self.sharding.describe())
         self.teacher = as_teacher(teacher)
         self.vocab = shared_vocab_size(
             vocab_size_of(student),
@@ -219,6 +221,9 @@ class StructuredKDRecipe:
         if self.compile:
             training.compile_model(self.student, verbose=False)
             self.loss_fn = torch.compile(self.loss_fn, dynamic=True)
+        self.weights.shard(self.sharding)
+        if isinstance(self.teacher, LiveTeacher):
+            self.sharding.shard_teacher_(self.teacher.model)
 
     def _setup_order(self) -> None:
         """The curriculum's order, if there is one: now the teacher's entropy can be asked for."""
@@ -233,7 +238,6 @@ class StructuredKDRecipe:
         self.say(*self.order.describe(), *self.batching.describe(epoch, self.world))
 
     def _setup_optimizer(self, cfg: DictConfig) -> None:
-        distributed.same_start(self.weights.trained)
         self.optimizer = build(cfg.optimizer, "optimizer", self.weights.trained)
         self.scheduler = build(
             cfg.get("lr_scheduler"),
@@ -313,15 +317,20 @@ class StructuredKDRecipe:
             for name, value in output.sums.items():
                 sums[name] = sums.get(name, 0) + value
             self.throughput.add(batch.num_tokens, output.sums["count"].sum())
-        distributed.sum_gradients(self.weights.trained)
+        if not self.sharding.active:  # else it has summed them
+            distributed.sum_gradients(self.weights.trained)
         return {"loss": float(distributed.sum_over_ranks(total)), **self._span_means(sums)}
 
     def _micro_batches(self) -> list[Batch]:
         """This rank's batches of the step; the teacher hears which rows come next."""
+        pad_id = self.tokenizer.pad_id
         micro = [
-            collate_packed(rows, self.tokenizer.pad_id, self.spec, self.width).to(self.device)
+            collate_packed(rows, pad_id, self.spec, self.width).to(self.device)
             for rows in self._micro_rows(self.step)
         ]
+        if self.sharding.active:  # every rank takes part in every forward and backward pass
+            most = distributed.most_over_ranks(len(micro), self.device)
+            micro += [blank(pad_id).to(self.device)] * (most - len(micro))
         if self.teacher:
             ahead = self._micro_rows(self.step + 1)
             self.teacher.prefetch([row for batch in ahead for seq in batch for row in seq])
@@ -374,6 +383,7 @@ class StructuredKDRecipe:
 
     def evaluate(self, when: str) -> bool:
         """Scores the student on the held-out trajectories; whether it is ``keep_best``'s best."""
+        sharding.gather_head(self.student)
         scores = self.evaluator.score(self.student, head_of(self.student, self.vocab)).to_dict()
         self.heldout[when] = {**scores, "step": self.step}
         if self.is_main:
@@ -395,22 +405,22 @@ class StructuredKDRecipe:
 
     def save_checkpoint(self) -> None:
         """Trained weights, optimizer, scheduler, step and random state: a run can go on."""
-        rng = random_states(self.device)
-        if self.is_main:
-            state = {
-                "step": self.step,
-                "order": self.order.settings(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-                "heldout": self.heldout,
-                "rng": rng,
-                "guard": self.guard.state_dict(),
-                "best": self.best and self.best.state_dict(),
-            }
-            self.folder.sync_metrics()
-            protected = self.best and self.best.step
-            self.writer.save(self.step, state, self.weights.snapshot, protected=protected)
-        distributed.barrier()
+        state = {
+            "step": self.step,
+            "order": self.order.settings(),
+            "optimizer": sharding.whole_optimizer_state(self.optimizer),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "heldout": self.heldout,
+            "rng": random_states(self.device),
+            "guard": self.guard.state_dict(),
+            "best": self.best and self.best.state_dict(),
+        }
+        with self.weights.gathered(self.is_main):
+            if self.is_main:
+                self.folder.sync_metrics()
+                protected = self.best and self.best.step
+                self.writer.save(self.step, state, self.weights.snapshot, protected=protected)
+            distributed.barrier()
 
     def stop_early(self) -> None:
         """Leaves a checkpoint and ends the process: it was asked to."""
@@ -435,7 +445,7 @@ class StructuredKDRecipe:
                 "gradient_accumulation_steps x processes)"
             )
         self.weights.load_(path)
-        self.optimizer.load_state_dict(state["optimizer"])
+        sharding.load_optimizer_state_(self.optimizer, state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         set_random_state(state["rng"], self.rank, self.device)
@@ -450,9 +460,10 @@ class StructuredKDRecipe:
         if self.evaluator and self.evaluate("after"):
             self.save_checkpoint()
         self.writer.close()
-        if not self.is_main:
-            return
-        made = self.weights.write_finished(self.folder, base_folder_of(self.cfg.student))
+        with self.weights.gathered(self.is_main):
+            if not self.is_main:
+                return
+            made = self.weights.write_finished(self.folder, base_folder_of(self.cfg.student))
         made += self.switches.write_quantized(self.folder.student, self.folder.quantized)
         self.folder.write_summary(self.summary())
         order = ("before", "after", "teacher")

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sad_components.data.batch import Batch, collate, collate_packed
+    from sad_components.data.batch import Batch, blank, collate, collate_packed
     from sad_components.data.batching import Batching
     from sad_components.data.dataset import MixedDataset, TrajectoryDataset, dataset_type
     from sad_components.data.filters import Filters
@@ -30,6 +30,7 @@ _MODULE_OF = {
     "StepOrder": "order",
     "TokenizedTrajectory": "transform",
     "TrajectoryDataset": "dataset",
+    "blank": "batch",
     "collate": "batch",
     "collate_packed": "batch",
     "dataset_type": "dataset",
@@ -49,6 +50,7 @@ __all__ = [
     "StepOrder",
     "TokenizedTrajectory",
     "TrajectoryDataset",
+    "blank",
     "collate",
     "collate_packed",
     "dataset_type",

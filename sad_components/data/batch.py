@@ -159,6 +159,15 @@ def collate_packed(
     return Batch(*(torch.from_numpy(a) for a in arrays), places)
 
 
+def blank(pad_id: int) -> Batch:
+    """A batch of one position of padding: nothing is supervised, its loss and gradient are 0.
+
+    For a process that has no rows left where every process has to run the model.
+    """
+    tokens, none = torch.full((1, 1), pad_id), torch.zeros(1, 1, dtype=torch.int64)
+    return Batch(tokens, tokens.clone(), none + PADDING, none, none.bool(), [])
+
+
 def row_key(row: TokenizedTrajectory) -> str:
     """What a row is known by wherever results about it are stored: a hash of its content.
 

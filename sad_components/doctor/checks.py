@@ -21,6 +21,7 @@ from sad_components.models.lora import adapters_of, trained_parameters
 from sad_components.training.config import build, call, check_keys, is_null
 from sad_components.training.meta_models import folder_of, on_meta
 from sad_components.training.precision import resolve_device, resolve_dtype
+from sad_components.training.sharding import Sharding
 from sad_components.training.switches import Switches
 from sad_components.training.teacher_precision import teacher_on_meta
 from sad_components.training.vocabulary import check_tokenizers, shared_vocab_size
@@ -55,9 +56,11 @@ class Doctor:
     Args:
         file: the config.
         memory: bytes per process of the machine to judge for; None: this one.
+        processes: that the run will have.
     """
 
-    def __init__(self, file: ConfigFile, memory: int | None = None) -> None:
+    def __init__(self, file: ConfigFile, memory: int | None = None, processes: int = 1) -> None:
+        self.processes = processes
         self.file, self.cfg, self.memory = file, file.cfg, memory
         self.models: dict[str, TransformerDecoder | None] = {}
         self.tokenizer: Any = None
@@ -106,6 +109,7 @@ class Doctor:
             return Check("device", mark, [f"{error}{hint}"])
         self.dtype = resolve_dtype(name, device)
         Switches.read(self.cfg, device, self.dtype)
+        Sharding.read(self.cfg, self.processes, device)
         return Check("device", "ok", [f"{device}, {str(self.dtype).removeprefix('torch.')}"])
 
     def _model(self, where: str, node: DictConfig) -> Check:
@@ -214,6 +218,7 @@ class Doctor:
                 self.data,
                 self.device,
                 self.memory,
+                self.processes,
             )
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             yield "memory", "fail", [" ".join(str(error).split())]

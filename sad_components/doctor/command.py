@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     file = read_config(args.config, args.overrides)
     memory = None if args.memory is None else int(args.memory * 1e9)
-    found = Doctor(file, memory).checks()
+    found = Doctor(file, memory, args.nproc_per_node).checks()
     good = all(check.mark != "fail" for check in found)
     if args.json:
         checks = [check.to_dict() for check in found]
@@ -44,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for tune run")
     parser.add_argument(
         "--memory", type=float, metavar="GB", help="judge for a machine with this much per process"
+    )
+    parser.add_argument(
+        "--nproc_per_node", type=int, default=1, metavar="N", help="processes, as for tune run (1)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -29,6 +29,7 @@ from sad_components.training.memory import (
     gigabytes,
     largest_step,
 )
+from sad_components.training.sharding import Sharding
 
 #: Where the data cannot be read: the agent's share of tokens, and rows as long as allowed.
 _ASSUMED_SHARE, _ASSUMED_LENGTH = 0.5, 2048
@@ -59,6 +60,7 @@ def check_run(
     data: DataFacts | None,
     device: torch.device,
     memory: int | None,
+    processes: int = 1,
 ) -> Iterator[tuple[str, str, list[str], dict[str, Any]]]:
     """Findings (name, mark, lines, figures) on memory and on time.
 
@@ -69,9 +71,10 @@ def check_run(
         data: None where it cannot be read: rows are then taken to be as long as allowed.
         device: that the config names.
         memory: bytes per process; None: what ``device`` has here.
+        processes: of the run, on one machine.
     """
-    found = estimated(cfg, student, teacher, data, device)
-    available = available_bytes(device) if memory is None else memory
+    found = estimated(cfg, student, teacher, data, device, processes)
+    available = available_bytes(device, processes) if memory is None else memory
     fits = available is None or found.total <= available
     against = "" if available is None else f", {gigabytes(available)} available"
     lines = [f"about {gigabytes(found.total)} per process at the {found.moment}{against}"]
@@ -81,7 +84,7 @@ def check_run(
         lines.append("  taken: rows as long as allowed, half of their tokens supervised")
     if not fits:
         smaller = OmegaConf.merge(cfg, {"activation_checkpointing": True})
-        checkpointed = estimated(smaller, student, teacher, data, device)
+        checkpointed = estimated(smaller, student, teacher, data, device, processes)
         helping = switches(cfg, found, checkpointed, student)
         lines += [f"  would help: {switch}" for switch in helping]
     figures = {"total": found.total, "available": available, **found.parts}
@@ -96,14 +99,16 @@ def estimated(
     teacher: TransformerDecoder | None,
     data: DataFacts | None,
     device: torch.device,
+    processes: int = 1,
 ) -> MemoryEstimate:
     """Memory of a process; arguments as for :func:`check_run`."""
     models = [m for m in (student, teacher) if m is not None]
     run = RunShape(
-        step=_largest_step(cfg, data),
+        step=_largest_step(cfg, data, processes),
         heldout_tokens=0 if data is None else data.heldout_tokens,
         vocab=min(vocab_size_of(m) for m in models),
         checkpointed=bool(cfg.get("activation_checkpointing")),
+        **Sharding.read(cfg, processes, device).ranks,
     )
     return estimate(
         student,
@@ -162,20 +167,20 @@ def _adapter_switches(found: MemoryEstimate, student: TransformerDecoder) -> lis
     return [(int(sum(plain) * _NF4_SAVES), "student.quantize_base: true")]
 
 
-def _largest_step(cfg: DictConfig, data: DataFacts | None) -> StepShape:
+def _largest_step(cfg: DictConfig, data: DataFacts | None, processes: int) -> StepShape:
     rows, packing = cfg.get("batch_size", 1), bool(cfg.get("packing", False))
     limit = cfg.get("max_tokens_per_batch")
     if data is None:
         longest = (cfg.get("transform") or {}).get("max_seq_len") or _ASSUMED_LENGTH
         rows = rows if limit is None else max(1, limit // longest)
         return StepShape(rows, longest, max(1, int(rows * longest * _ASSUMED_SHARE)), packing)
-    order = _order(cfg, data)
+    order = _order(cfg, data, processes)
     batching = Batching(data.rows.lengths, rows, max_tokens=limit, packing=packing)
-    return largest_step(batching, first_steps(order), data.supervised)
+    return largest_step(batching, first_steps(order), data.supervised, processes)
 
 
-def _order(cfg: DictConfig, data: DataFacts) -> StepOrder:
-    per_step = cfg.get("batch_size", 1) * cfg.get("gradient_accumulation_steps", 1)
+def _order(cfg: DictConfig, data: DataFacts, processes: int = 1) -> StepOrder:
+    per_step = cfg.get("batch_size", 1) * cfg.get("gradient_accumulation_steps", 1) * processes
     mixture = {"groups": data.rows.groups, "weights": data.rows.weights}
     return StepOrder(data.rows.lengths, per_step, cfg.get("seed", 0), **mixture)
 

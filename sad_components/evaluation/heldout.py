@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sad_components.data.batch import Batch, collate
+from sad_components.data.batch import Batch, blank, collate
 from sad_components.data.transform import TokenizedTrajectory
 from sad_components.loss import Head, HiddenRows, LossSpec, SpanLoss, TopKRows
 from sad_components.loss.functional import entropy
@@ -111,7 +111,8 @@ class HeldoutEvaluator:
         decode: ids to text.
         batch_size: rows per forward pass.
         chunk_tokens: supervised tokens whose logits are held at once.
-        rank, world: this process scores every ``world``-th row.
+        rank, world: this process scores every ``world``-th row. Every process calls a model
+            equally often, as sharded ones need it.
         reduce: sums a tensor over ranks, in place.
     """
 
@@ -129,6 +130,7 @@ class HeldoutEvaluator:
     ) -> None:
         self._reduce = reduce
         self.rows = sorted(rows, key=len)[rank::world]
+        self._rounds = -(-len(rows) // (world * batch_size))
         self.pad_id = pad_id
         self.decode = decode
         self.batch_size = batch_size
@@ -207,9 +209,10 @@ class HeldoutEvaluator:
         return HeldoutScores(sums, *counted.tolist(), *steps)
 
     def _batches(self, device: torch.device) -> Iterator[Batch]:
-        for start in range(0, len(self.rows), self.batch_size):
-            rows = self.rows[start : start + self.batch_size]
-            yield collate(rows, self.pad_id, _SPEC).to(device)
+        for index in range(self._rounds):
+            rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
+            batch = collate(rows, self.pad_id, _SPEC) if rows else blank(self.pad_id)
+            yield batch.to(device)
 
     def _add(
         self,

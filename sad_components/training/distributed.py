@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torchao.dtypes.nf4tensor import NF4Tensor
 from torchtune import training
 
 
 def start(device: torch.device) -> tuple[int, int]:
     """Joins the process group that ``tune run --nproc_per_node N`` prepared; ``(rank, world)``.
 
-    gloo on CPU, nccl on CUDA. Without torchrun's variables nothing is started: ``(0, 1)``.
+    gloo on CPU; on CUDA nccl, and gloo for what lies in the CPU's memory.
+    Without torchrun's variables nothing is started: ``(0, 1)``.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return 0, 1
     if not dist.is_initialized():
-        backend = training.get_distributed_backend(device.type)
+        on_gpu = device.type != "cpu"  # models that are spread lie in the CPU's memory before
+        backend = training.get_distributed_backend(device.type, offload_ops_to_cpu=on_gpu)
         dist.init_process_group(backend, timeout=timedelta(minutes=10))
     return dist.get_rank(), dist.get_world_size()
 
@@ -38,11 +41,24 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def same_start(parameters: Sequence[nn.Parameter]) -> None:
-    """Gives every rank the first one's values, in place."""
+def same_start(parameters: Iterable[nn.Parameter]) -> None:
+    """Gives every rank the first one's values, in place.
+
+    NF4 weights stay: they cannot be sent, and come from one folder or one seed anyway.
+    """
     if dist.is_initialized():
         for parameter in parameters:
-            dist.broadcast(parameter.data, src=0)
+            if not isinstance(parameter, NF4Tensor):
+                dist.broadcast(parameter.data, src=0)
+
+
+def most_over_ranks(value: int, device: torch.device) -> int:
+    """The largest ``value`` of all ranks."""
+    if not dist.is_initialized():
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -55,12 +55,16 @@ class RunShape:
         heldout_tokens: supervised tokens of the held-out rows, whose teacher rows are kept.
         vocab: token ids that the loss reads.
         checkpointed: whether the student's layers run again in the backward pass.
+        ranks: that the student's parameters are spread over.
+        teacher_ranks: that the teacher's are.
     """
 
     step: StepShape
     heldout_tokens: int
     vocab: int
     checkpointed: bool = False
+    ranks: int = 1
+    teacher_ranks: int = 1
 
 
 def estimate(
@@ -84,20 +88,20 @@ def estimate(
         base: bytes that the process takes without models.
     """
     dtype = next(student.parameters()).dtype
-    weights = _weight_bytes(student)
     step = step_bytes(student, run.step, checkpointed=run.checkpointed)
     trained = list(trained_parameters(student).values())
-    gradients = sum(p.nbytes for p in trained)
+    gradients = sum(p.nbytes for p in trained) // run.ranks
+    state = sum(p.numel() for p in trained) * state_bytes(make_optimizer, dtype)
     fixed = {
         "process": base,
-        "student weights": weights,
-        "optimizer state": int(
-            sum(p.numel() for p in trained) * state_bytes(make_optimizer, dtype)
-        ),
+        "student weights": _weight_bytes(student) // run.ranks,
+        "optimizer state": int(state / run.ranks),
     }
+    gathered = {"gathered parameters": _gathered_bytes(student, run.ranks)}
     forward = 0
     if teacher is not None:
-        fixed["teacher weights"] = _weight_bytes(teacher)
+        fixed["teacher weights"] = _weight_bytes(teacher) // run.teacher_ranks
+        gathered["gathered parameters"] += _gathered_bytes(teacher, run.teacher_ranks)
         fixed["teacher rows"] = _rows_bytes(teacher, run.heldout_tokens + run.step.supervised)
         forward = step_bytes(teacher, run.step, train=False).forward
     head = _head_bytes(student, run.step.supervised)
@@ -112,10 +116,11 @@ def estimate(
             "gradients": head,
         },
         "end of the backward pass": {"activations": step.transient, "gradients": gradients},
-        "optimizer step": {
-            "gradients": gradients,
-            "optimizer's temporaries": _temporaries(trained, device),
-        },
+    }
+    moments = {name: {**parts, **gathered} for name, parts in moments.items()}
+    moments["optimizer step"] = {
+        "gradients": gradients,
+        "optimizer's temporaries": _temporaries(trained, device) // run.ranks,
     }
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     return MemoryEstimate({**fixed, **moments[moment]}, moment)
@@ -219,6 +224,17 @@ def _process_memory(name: str) -> int:
 
 def _weight_bytes(model: nn.Module) -> int:
     return sum(stored_bytes(t) for t in (*model.parameters(), *model.buffers()))
+
+
+def _gathered_bytes(model: TransformerDecoder, ranks: int) -> int:
+    """Of a spread model what a rank holds whole: embedding, norm, head, and two layers.
+
+    One computes while the next one arrives; their gradients take as much in the backward pass.
+    """
+    if ranks == 1:
+        return 0
+    layers = [_weight_bytes(layer) for layer in model.layers]
+    return _weight_bytes(model) - sum(layers) + 2 * max(layers)
 
 
 def stored_bytes(tensor: torch.Tensor) -> int:

@@ -22,6 +22,7 @@ from sad_components.training.memory import (
     memory_lines,
 )
 from sad_components.training.meta_models import on_meta
+from sad_components.training.sharding import Sharding
 from sad_components.training.teacher_precision import teacher_on_meta
 
 Report = DataReport | MixtureReport
@@ -61,6 +62,7 @@ def memory_preflight(
             heldout_tokens=0 if reports[1] is None else _tokens(reports[1], loss)[0],
             vocab=min(vocab_size_of(m) for m in (student, teacher) if m is not None),
             checkpointed=bool(cfg.get("activation_checkpointing")),
+            **Sharding.read(cfg, world, device).ranks,
         )
         optimizer = partial(build, cfg.optimizer, "optimizer")
         found = estimate(student, teacher, loss, optimizer, run, device, base_bytes(device))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchtune import training
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.peft import set_trainable_params
 
@@ -28,6 +31,7 @@ from sad_components.training.activations import unwrapped_layers
 from sad_components.training.checkpoints import copied
 from sad_components.training.config import ConfigError
 from sad_components.training.run_folder import RunFolder
+from sad_components.training.sharding import Sharding, copy_into_, part_again
 
 #: Of a checkpoint: the adapters' parameters under torchtune's names.
 ADAPTERS_FILE = "adapters.safetensors"
@@ -52,6 +56,46 @@ class StudentWeights:
         trained = trained_parameters(student)
         set_trainable_params(student, trained)
         self.trained: list[nn.Parameter] = list(trained.values())
+        self._whole: TransformerDecoder | None = None
+
+    def shard(self, sharding: Sharding) -> None:
+        """Spreads the student over ranks, if ``sharding`` is active; ``trained`` are then parts.
+
+        Args:
+            sharding: of the run; comes after everything that changes the student's modules.
+        """
+        if sharding.active:
+            self._whole = _skeleton(self.student)
+            sharding.shard_(self.student)
+            self.trained = list(trained_parameters(self.student).values())
+
+    @contextmanager
+    def gathered(self, main: bool) -> Iterator[None]:
+        """Inside the block the main rank may call :meth:`snapshot` and :meth:`write_finished`.
+
+        Every rank enters it; the main one holds a sharded student whole in the CPU's memory.
+
+        Args:
+            main: whether this is that rank.
+        """
+        if self._whole is None:
+            with unwrapped_layers(self.student):
+                yield
+            return
+        part_again(self.student)
+        device = self.trained[0].device
+        state = training.gather_cpu_state_dict(self.student, main, device)
+        if main:
+            self._whole.load_state_dict(state, assign=True)
+        try:
+            yield
+        finally:
+            self._whole.to("meta")
+
+    @property
+    def _readable(self) -> TransformerDecoder:
+        """The student in a form whose weights and modules can be read."""
+        return self.student if self._whole is None else self._whole
 
     @property
     def num_trained(self) -> int:
@@ -70,40 +114,47 @@ class StudentWeights:
     def snapshot(self, *, copy: bool) -> Callable[[Path], Any]:
         """What a checkpoint needs: the student in Hugging Face format, or its adapters.
 
+        To be called where :meth:`gathered`.
+
         Args:
             copy: into the CPU's memory, for weights that will change while they are written.
 
         Returns:
             Writes it into the folder that it is given; calls no method of the student.
         """
-        with unwrapped_layers(self.student):
-            if self.settings is None:
-                weights = merged_state_dict(self.student)
-                weights = copied(weights) if copy else weights
-                write = student_writer(self.student, self._tokenizer_dir, weights)
-                return lambda folder: write(folder / "student")
-            trained = trained_parameters(self.student)
-            adapters = (
-                copied(trained) if copy else {k: p.detach().cpu() for k, p in trained.items()}
-            )
+        copy = copy and self._whole is None  # what was gathered is a copy
+        if self.settings is None:
+            weights = merged_state_dict(self._readable)
+            weights = copied(weights) if copy else weights
+            write = student_writer(self._readable, self._tokenizer_dir, weights)
+            return lambda folder: write(folder / "student")
+        trained = trained_parameters(self._readable)
+        adapters = copied(trained) if copy else {k: p.detach().cpu() for k, p in trained.items()}
         return lambda folder: save_file(adapters, folder / ADAPTERS_FILE)
 
     def load_(self, folder: Path) -> None:
         """Puts a checkpoint's weights into the student, whose base is built as it was then.
+
+        Every rank calls it and reads the checkpoint.
 
         Raises:
             ValueError: the folder does not hold them.
         """
         if self.settings is None:
             like = self.trained[0]
-            saved = from_pretrained(folder / "student", dtype=like.dtype, device=like.device)
-            self.student.load_state_dict(saved.state_dict())
+            device = like.device if self._whole is None else torch.device("cpu")
+            saved = from_pretrained(folder / "student", dtype=like.dtype, device=device)
+            whole = saved.state_dict()
+            for name, own in self.student.state_dict().items():
+                copy_into_(own, whole[name])
         else:
             with unwrapped_layers(self.student):
                 _load_adapters_(trained_parameters(self.student), folder)
 
     def write_finished(self, run: RunFolder, base: Path | None) -> list[str]:
         """Writes the student, adapters merged, and its adapter as PEFT loads it.
+
+        To be called where :meth:`gathered`.
 
         Args:
             run: where to.
@@ -113,25 +164,30 @@ class StudentWeights:
         Returns:
             Lines that say where.
         """
-        with unwrapped_layers(self.student):
-            return self._write_finished(run, base)
-
-    def _write_finished(self, run: RunFolder, base: Path | None) -> list[str]:
         lines = [f"student: {self._save_merged(run.student)}"]
         if self.settings is None:
             return lines
         if base is None:
-            weights = base_state_dict(self.student)
-            base = save_student(self.student, run.base, self._tokenizer_dir, weights)
+            weights = base_state_dict(self._readable)
+            base = save_student(self._readable, run.base, self._tokenizer_dir, weights)
             lines.append(f"base of the adapter: {base}")
-        return [*lines, f"adapter: {save_peft_adapter(self.student, run.adapter, base)}"]
+        return [*lines, f"adapter: {save_peft_adapter(self._readable, run.adapter, base)}"]
 
     def _save_merged(self, path: Path) -> Path:
-        weights = merged_state_dict(self.student)
-        return save_student(self.student, path, self._tokenizer_dir, weights)
+        weights = merged_state_dict(self._readable)
+        return save_student(self._readable, path, self._tokenizer_dir, weights)
 
 
-@torch.no_grad()
+def _skeleton(student: TransformerDecoder) -> TransformerDecoder:
+    """The student's modules without activation checkpointing, parameters on the meta device."""
+    with unwrapped_layers(student):
+        empty = {
+            id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+            for p in student.parameters()
+        }
+        return copy.deepcopy(student, empty)
+
+
 def _load_adapters_(own: dict[str, nn.Parameter], folder: Path) -> None:
     try:
         saved = load_file(folder / ADAPTERS_FILE)
@@ -149,4 +205,4 @@ def _load_adapters_(own: dict[str, nn.Parameter], folder: Path) -> None:
                 f"and {here} in this config; use the run's lora_.. settings"
             )
     for name, parameter in own.items():
-        parameter.copy_(saved[name])
+        copy_into_(parameter, saved[name])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sad_components.data.batch import Batch
 from sad_components.data.tokenizers import OffsetTokenizer
 from sad_components.data.transform import TokenizedTrajectory
-from sad_components.loss import HiddenRows, LossSpec, TopKRows
+from sad_components.loss import Head, HiddenRows, LossSpec, TopKRows
 from sad_components.models.hidden import (
     head_of,
     num_parameters,
@@ -70,13 +70,17 @@ class LiveTeacher(Teacher):
 
     def __init__(self, model: nn.Module) -> None:
         model.eval().requires_grad_(False)
-        self.vocab_size = vocab_size_of(model)
+        self.vocab_size = self._cut = vocab_size_of(model)
         self.model = stop_at_hidden(model)
-        self.head = head_of(model)
         self.num_parameters = num_parameters(model)
 
+    @property
+    def head(self) -> Head:
+        """Its output projection; of a sharded teacher whole after a forward pass only."""
+        return head_of(self.model, self._cut)
+
     def cut_vocab(self, size: int) -> None:
-        self.head = head_of(self.model, size)
+        self._cut = size
 
     def check(
         self, spec: LossSpec, tokenizer: OffsetTokenizer, rows: Sequence[TokenizedTrajectory]

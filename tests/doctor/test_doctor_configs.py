@@ -17,27 +17,33 @@ from sad_components.doctor.command import main
 from sad_components.doctor.config_file import read_config
 from sad_components.models.families import hf_config_of
 from sad_components.models.smollm2 import smollm2_135m
+from sad_components.training import sharding
 
 ROOT = Path(__file__).parents[2]
 PAIRS = [p for p in ROOT.glob("configs/*/*_structured_kd*.yaml") if "builder:" in p.read_text()]
 ADAPTED = [p for p in PAIRS if p.stem.endswith("_lora")]
 
 
-def marks(config: str, *overrides: str, memory: float | None = None) -> dict:
-    file = read_config(config, overrides)
-    return {check.name: check for check in Doctor(file, memory and int(memory * 1e9)).checks()}
+def marks(config: str, *overrides: str, memory: float | None = None, processes: int = 1) -> dict:
+    doctor = Doctor(read_config(config, overrides), memory and int(memory * 1e9), processes)
+    return {check.name: check for check in doctor.checks()}
+
+
+def processes_of(path) -> int:
+    return 2 if path.stem.endswith("_distributed") else 1
 
 
 @pytest.mark.parametrize("path", PAIRS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_pairs_on_the_meta_device(path, tmp_path, monkeypatch):
     """Both models, one vocabulary, an estimate, and the command that fetches what is missing."""
     monkeypatch.chdir(tmp_path)
-    found = marks(str(path), memory=141)
+    found = marks(str(path), memory=141, processes=processes_of(path))
     assert found["keys"].mark == found["vocabulary"].mark == found["memory"].mark == "ok"
     for name in ("teacher", "student"):
         assert found[name].figures["parameters"] > 1e8
         assert "is not there: run `" in found[name].lines[-1]
-    assert found["memory"].figures["total"] > 2 * found["teacher"].figures["parameters"]
+    whole = 2 * found["teacher"].figures["parameters"] / processes_of(path)
+    assert found["memory"].figures["total"] > whole
 
 
 @pytest.mark.parametrize("path", ADAPTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -65,7 +71,38 @@ def test_headers_of_pairs_say_what_a_user_must_know(path):
     for said in (r"weights: .*(Licen[cs]e|Apache-2\.0)", r"Hardware: ", r"Memory: about \d+ GB"):
         assert re.search(said, header), said
     name = f"{path.parent.name}/{path.stem}"
-    assert f"#   tune run recipes/structured_kd.py --config {name}\n" in header
+    several = "--nproc_per_node 2 " if processes_of(path) == 2 else ""
+    assert f"#   sad doctor {several}--config {name}\n" in header
+    assert f"#   tune run {several}recipes/structured_kd.py --config {name}\n" in header
+
+
+SPREAD = [p for p in PAIRS if p.stem.endswith("_distributed")]
+
+
+def test_every_family_has_configs_for_several_gpus():
+    assert {p.parent.name for p in SPREAD} == {p.parent.name for p in PAIRS}
+
+
+@pytest.mark.parametrize("path", SPREAD, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_configs_for_several_gpus_differ_in_how_the_work_is_shared_alone(path):
+    """Two processes read together the rows a step that one reads alone, and each needs less."""
+    shared, alone = (OmegaConf.load(p) for p in (path, str(path).replace("_distributed", "")))
+    different = {k for k in {*shared, *alone} if shared.get(k) != alone.get(k)}
+    assert different <= {
+        "output_dir",
+        "gradient_accumulation_steps",
+        *sharding.KEYS,
+        "metric_logger",
+    }
+    rows = [cfg.batch_size * cfg.gradient_accumulation_steps for cfg in (shared, alone)]
+    assert 2 * rows[0] == rows[1]
+    figures = [
+        marks(str(p), memory=141, processes=processes_of(p))["memory"].figures
+        for p in (path, path.with_name(path.name.replace("_distributed", "")))
+    ]
+    for part in ("student weights", "teacher weights", "optimizer state"):
+        assert 2 * figures[0][part] == pytest.approx(figures[1][part], rel=1e-6)
+    assert figures[0]["total"] < figures[1]["total"]
 
 
 @pytest.fixture(scope="module")

@@ -203,6 +203,8 @@ class CachedTeacher(Teacher):
             here = (row.sequence, slice(row.start, row.stop))
             stored_at = stored_BS[here].cumsum(0) - 1
             pieces.append(_select(self._take(row.key, row.id), stored_at[chosen_BS[here]]))
+        if not pieces:  # of a batch without rows: nothing, in the shape of any row
+            pieces.append(_select(self._read(next(iter(self._places))), torch.arange(0)))
         return self._join(pieces, device)
 
     def close(self) -> None:
