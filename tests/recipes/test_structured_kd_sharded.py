@@ -27,16 +27,18 @@ COMMON = (
 SGD = "optimizer={_component_: torch.optim.SGD, lr: 1.0}"
 #: Wide enough for NF4 weights to be parted: scales come in groups of 256.
 WIDE = ("student.config.hidden_size=256", "student.config.intermediate_size=256")
+FUSED = "loss._component_=sad_components.loss.FusedStructuredKDLoss"
+UNTIED = "student.config.tie_word_embeddings=false"
 RUNS = {
-    "full": ("structured_kd",),
+    "full": ("structured_kd", FUSED),
     "packed": ("structured_kd", SGD, "packing=true", "activation_checkpointing=true"),
     "replicated_teacher": ("structured_kd", SGD, "shard_teacher=false"),
-    "lora": ("structured_kd_lora", SGD),
+    "lora": ("structured_kd_lora", SGD, FUSED),
     "dora": ("structured_kd_lora", SGD, "student.use_dora=true"),
     "qlora": ("structured_kd_lora", SGD, "student.quantize_base=true", *WIDE),
     "cached": ("structured_kd_cached", SGD),
     "replicated": ("structured_kd", SGD, "data_parallel_shard_dim=1"),
-    "keeping": ("structured_kd", SGD, "fsdp_reshard_after_forward=false"),
+    "keeping": ("structured_kd", SGD, FUSED, UNTIED, "fsdp_reshard_after_forward=false"),
 }
 HYBRID = "data_parallel_replicate_dim=2"
 
@@ -109,7 +111,10 @@ USUAL = ("full", "lora", "cached")
 
 @pytest.mark.parametrize(
     "names",
-    [USUAL, pytest.param(tuple(RUNS.keys() - set(USUAL)), marks=pytest.mark.slow)],
+    [
+        USUAL,
+        pytest.param(tuple(name for name in RUNS if name not in USUAL), marks=pytest.mark.slow),
+    ],
     ids=("usual", "others"),
 )
 def test_two_processes_give_the_run_of_one(names, cache_in_here):
