@@ -50,7 +50,7 @@ from sad_components.training.guards import NonfiniteGuard, clip_gradients_, rows
 from sad_components.training.interrupts import Interrupt
 from sad_components.training.meta_models import base_folder_of, folder_of
 from sad_components.training.precision import resolve_device, resolve_dtype
-from sad_components.training.preflight import memory_preflight
+from sad_components.training.preflight import preflight
 from sad_components.training.random_state import random_states, set_random_state
 from sad_components.training.report import Throughput, versions
 from sad_components.training.run_folder import RunFolder
@@ -184,7 +184,7 @@ class StructuredKDRecipe:
         if self.is_main:
             reports = (self.data.report, heldout.report if heldout else None)
             made = (self.loss, self.order, self.batching, reports, self.dtype, self.device)
-            self.say(*memory_preflight(cfg, *made, self.world))
+            self.say(*preflight(cfg, self.tokenizer, *made, self.world))
         self.evaluator = heldout and HeldoutEvaluator(
             heldout.rows,
             self.tokenizer.pad_id,

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torchtune.modules import TransformerDecoder
 
-from sad_components.data import HFTokenizer, SpanTokenizer, dataset_type
+from sad_components.data import SpanTokenizer, dataset_type
 from sad_components.data.dataset import RowDataset
 from sad_components.doctor.config_file import ConfigFile, recipe_module
 from sad_components.doctor.run import DataFacts, check_run
@@ -21,10 +21,15 @@ from sad_components.models.lora import adapters_of, trained_parameters
 from sad_components.training.config import build, call, check_keys, is_null
 from sad_components.training.meta_models import folder_of, on_meta
 from sad_components.training.precision import resolve_device, resolve_dtype
+from sad_components.training.preflight import coverage_warnings
 from sad_components.training.sharding import Sharding
 from sad_components.training.switches import Switches
 from sad_components.training.teacher_precision import teacher_on_meta
-from sad_components.training.vocabulary import check_tokenizers, shared_vocab_size
+from sad_components.training.vocabulary import (
+    check_tokenizers,
+    other_templates,
+    shared_vocab_size,
+)
 
 _MODELS = ("student", "teacher", "model")
 
@@ -156,7 +161,7 @@ class Doctor:
         if style == "chat" and not has_template:
             lines.append("no chat template: turns are written as ChatML (transform.style: plain)")
             return Check("tokenizer", "warn", lines)
-        others = self._other_templates() if style == "chat" else []
+        others = other_templates(self.tokenizer, self._model_folders()) if style == "chat" else []
         return Check("tokenizer", "warn" if others else "ok", [*lines, *others])
 
     def _vocabulary(self) -> Check:
@@ -173,16 +178,6 @@ class Doctor:
 
     def _model_folders(self) -> list[Path | None]:
         return [folder_of(self.cfg.get(name)) for name in ("student", "teacher")]
-
-    def _other_templates(self) -> list[str]:
-        """Models that know turns written in another way."""
-        return [
-            f"{folder} has another chat template: its model sees turns as it never saw them"
-            for folder in dict.fromkeys(self._model_folders())
-            if folder is not None
-            and (folder / "tokenizer.json").is_file()
-            and HFTokenizer(str(folder)).chat_template not in (None, self.tokenizer.chat_template)
-        ]
 
     def _data(self) -> Check:
         if self.tokenizer is None:
@@ -201,7 +196,9 @@ class Doctor:
         tokens = int(parts[0].lengths.sum())
         lines.append(f"supervised: {shares[0]:.1%} of {tokens:,} tokens")
         cut = parts[0].report.to_dict()["truncated"]
-        mark = "warn" if shares[0] < 0.02 or cut > len(parts[0]) / 4 else "ok"
+        warnings = coverage_warnings(shares[0], cut, len(parts[0]))
+        lines += warnings
+        mark = "warn" if warnings else "ok"
         figures = {"rows": len(parts[0]), "tokens": tokens, "supervised": shares[0], "cut": cut}
         return Check("data", mark, lines, figures)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +14,10 @@ from torchtune.modules import TransformerDecoder
 
 from sad_components.data import Batching, StepOrder
 from sad_components.data.dataset import RowDataset
-from sad_components.models.hidden import head_of, num_parameters, vocab_size_of
-from sad_components.models.lora import adapters_of, trained_parameters
+from sad_components.models.hidden import vocab_size_of
+from sad_components.models.lora import adapters_of
 from sad_components.training.config import build
+from sad_components.training.epoch_time import epoch_time
 from sad_components.training.live_bytes import StepShape
 from sad_components.training.memory import (
     MemoryEstimate,
@@ -35,7 +35,6 @@ from sad_components.training.sharding import Sharding
 _ASSUMED_SHARE, _ASSUMED_LENGTH = 0.5, 2048
 #: Share of a 16-bit weight that NF4 does not need.
 _NF4_SAVES = 0.74
-_PROBE_WIDTH, _PROBE_SECONDS = 1024, 0.3
 
 
 @dataclass
@@ -90,7 +89,11 @@ def check_run(
     figures = {"total": found.total, "available": available, **found.parts}
     yield "memory", "ok" if fits else "fail", lines, figures
     if data is not None and (device.type == "cpu" or torch.cuda.is_available()):
-        yield "time", "ok", *_time(cfg, student, teacher, data, device)
+        tokens = int(data.rows.lengths.sum())
+        time = epoch_time(student, teacher, tokens, data.supervised, device, processes)
+        steps = _order(cfg, data, processes).steps_per_epoch
+        figures = {"seconds_per_epoch": time.seconds, "flops": time.flops}
+        yield "time", "ok", [time.describe(steps)], {**figures, "flops_per_second": time.rate}
 
 
 def estimated(
@@ -179,57 +182,7 @@ def _largest_step(cfg: DictConfig, data: DataFacts | None, processes: int) -> St
     return largest_step(batching, first_steps(order), data.supervised, processes)
 
 
-def _order(cfg: DictConfig, data: DataFacts, processes: int = 1) -> StepOrder:
+def _order(cfg: DictConfig, data: DataFacts, processes: int) -> StepOrder:
     per_step = cfg.get("batch_size", 1) * cfg.get("gradient_accumulation_steps", 1) * processes
     mixture = {"groups": data.rows.groups, "weights": data.rows.weights}
     return StepOrder(data.rows.lengths, per_step, cfg.get("seed", 0), **mixture)
-
-
-def _time(
-    cfg: DictConfig,
-    student: TransformerDecoder,
-    teacher: TransformerDecoder | None,
-    data: DataFacts,
-    device: torch.device,
-) -> tuple[list[str], dict[str, Any]]:
-    """Matrix products of an epoch (docs/method.md, section 8) at the speed they have here."""
-    tokens = int(data.rows.lengths.sum())
-    trained = sum(p.numel() for p in trained_parameters(student).values())
-    passes = 2 + trained / num_parameters(student)  # forward, backward to inputs, and to weights
-    flops = passes * _flops(student, tokens, data.supervised)
-    if teacher is not None:
-        flops += _flops(teacher, tokens, data.supervised)
-    rate = product_rate(next(student.parameters()).dtype, device)
-    seconds = flops / rate
-    steps = _order(cfg, data).steps_per_epoch
-    line = (
-        f"at least {_duration(seconds)} an epoch ({steps} steps, {flops:.2g} FLOPs at "
-        f"{rate / 1e9:,.0f} GFLOP/s measured here); attention, optimizer and scores come on top"
-    )
-    return [line], {"seconds_per_epoch": seconds, "flops": flops, "flops_per_second": rate}
-
-
-def _flops(model: TransformerDecoder, tokens: int, supervised: float) -> float:
-    """Of a forward pass: layers on every token, the head on supervised ones."""
-    head = head_of(model).weight_VD.numel()
-    embeddings = model.tok_embeddings.weight.numel()
-    tied = head_of(model).weight_VD is model.tok_embeddings.weight
-    layers = num_parameters(model) - embeddings - (0 if tied else head)
-    return 2.0 * tokens * (layers + supervised * head)
-
-
-def product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOPs per second of a matrix product, measured for a third of a second."""
-    a = torch.ones(_PROBE_WIDTH, _PROBE_WIDTH, dtype=dtype, device=device)
-    torch.mm(a, a)
-    count, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < _PROBE_SECONDS:
-        float(torch.mm(a, a)[0, 0])
-        count += 1
-    return count * 2 * _PROBE_WIDTH**3 / elapsed
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

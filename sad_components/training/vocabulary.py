@@ -59,3 +59,20 @@ def check_tokenizers(tokenizer: OffsetTokenizer, folders: Iterable[Path | None])
                 "vocabulary. Name the tokenizer that teacher and student have in common, or take a "
                 "student of the teacher's family"
             )
+
+
+def other_templates(tokenizer: OffsetTokenizer, folders: Iterable[Path | None]) -> list[str]:
+    """For people: models that know chat turns written in another way than the run writes them.
+
+    Args:
+        tokenizer: of the run.
+        folders: of the models; as for :func:`check_tokenizers`.
+    """
+    own = getattr(tokenizer, "chat_template", None)
+    return [
+        f"{folder} has another chat template: its model sees turns as it never saw them"
+        for folder in dict.fromkeys(folders)
+        if folder is not None
+        and (folder / "tokenizer.json").is_file()
+        and HFTokenizer(str(folder)).chat_template not in (None, own)
+    ]
