@@ -111,3 +111,17 @@ def test_the_experts_games_are_collected(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "expert.jsonl").open()]
     assert len(rows) == 2
     assert all(row["success"] and row["meta"]["split"] == "train" for row in rows)
+
+
+@pytest.mark.skipif(not INSTALLED, reason="household extra not installed")
+def test_the_teacher_is_corrected_and_learns_from_it(folder, monkeypatch):
+    monkeypatch.setenv("HOUSEHOLD_RUN", str(folder))
+    short = ("budget.episodes=2", "environment.workers=0", "environment.options.max_steps=4")
+    collecting = ("collect_trajectories", "CollectTrajectoriesRecipe", "collect")
+    run(*collecting, "collect_corrections", *short)
+    rows = [json.loads(line) for line in (folder / "corrections.jsonl").open()]
+    assert all(row["meta"]["split"] == "train" for row in rows)
+    turns = [message for row in rows for message in row["messages"][1::2]]
+    assert 0 < sum(turn.get("weight") == 0 for turn in turns) < len(turns)
+    run("structured_kd", "StructuredKDRecipe", "train", "correct_teacher", "max_steps=1")
+    assert (folder / "corrected_teacher" / "student" / "config.json").is_file()
