@@ -15,15 +15,20 @@ PACKAGE = ROOT / "sad_components"
 #: models: batches and decoders speak its types, and it knows tensors and span kinds only.
 LAYERS = [
     {"recipes", "cli", "demo", "viewer", "report", "pruning", "doctor"},
-    {"evaluation", "export", "quantization", "training"},
+    {"lm_harness"},
+    {"evaluation"},
+    {"export"},
+    {"training"},
     {"data", "models", "envs"},
     {"formats", "loss"},
-    {"trajectory"},
-    {"spans", "_tune_plugin"},
+    {"trajectory", "_tune_plugin"},
+    {"spans", "_lm_eval_plugin"},
+    {"_module_hook"},
 ]
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 #: Leaves that use no other part of the package.
-STANDARD_LIBRARY_ONLY = ["__init__.py", "_tune_plugin.py", "cli.py", "spans.py", "trajectory.py"]
+STANDARD_LIBRARY_ONLY = ["__init__.py", "cli.py", "spans.py", "trajectory.py"]
+STANDARD_LIBRARY_ONLY += ["_tune_plugin.py", "_lm_eval_plugin.py", "_module_hook.py"]
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "recipes").glob("*.py"))
 
 

@@ -1,0 +1,297 @@
+"""Model cards: a ``README.md`` in a student's folder that says what it is and how good it is.
+
+The front matter is Hugging Face's; under ``sad`` it also says how transcripts were rendered in
+training, so that whoever evaluates the folder does the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sad_components.export.manifest import is_export, read_manifest
+from sad_components.models.checkpoint import CARD_FILE
+
+UNKNOWN = "unknown"
+#: Where the training data's licence is known: name -> licence.
+SHIPPED_LICENCES = {
+    "shipped:household/": "BSD-3-Clause; the wording of observations is ALFWorld's (MIT)",
+}
+#: What a LICENSE file begins with -> its name on the hub.
+_LICENCE_TEXTS = (
+    (r"Apache License\s+Version 2\.0", "apache-2.0"),
+    (r"MIT License|Permission is hereby granted, free of charge", "mit"),
+    (r"BSD 3-Clause|Redistribution and use in source and binary forms", "bsd-3-clause"),
+    (r"LLAMA 2 COMMUNITY", "llama2"),
+    (r"LLAMA 3\.1 COMMUNITY", "llama3.1"),
+    (r"LLAMA 3\.2 COMMUNITY", "llama3.2"),
+    (r"LLAMA 3 COMMUNITY", "llama3"),
+)
+_LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
+_FRONT = re.compile(r"\A---\n(.*?\n)---\n", re.S)
+#: Columns of the held-out table: figure, heading, format.
+_COLUMNS = (
+    ("kl_reason", "KL reason (nats/token)", "{:.3f}"),
+    ("kl_act", "KL act (nats/token)", "{:.3f}"),
+    ("ce", "CE (nats/token)", "{:.3f}"),
+    ("action_match", "action match", "{:.1%}"),
+    ("entropy", "entropy (nats/token)", "{:.3f}"),
+)
+_ROWS = {"before": "student before", "after": "student after", "teacher": "teacher"}
+
+
+def front_matter(folder: str | Path) -> dict[str, Any]:
+    """The front matter of a folder's ``README.md``; empty where there is none that can be read."""
+    path = Path(folder) / CARD_FILE
+    try:
+        found = _FRONT.match(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(found[1]) if found else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def transform_of(folder: str | Path) -> dict[str, Any]:
+    """Keyword arguments of ``SpanTokenizer`` with which a student was trained; empty if unknown.
+
+    Args:
+        folder: a student with a card of ours, or an exported one.
+    """
+    if is_export(folder):
+        return dict(read_manifest(folder, verify=False).transform)
+    own = front_matter(folder).get("sad")
+    found = own.get("transform") if isinstance(own, dict) else None
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def licence_of(folder: str | Path | None) -> str:
+    """The licence of a model's weights as its folder states it, else ``unknown``.
+
+    Asked in this order: the card's front matter, ``config.json``'s ``license``, a LICENSE file of
+    a well-known licence.
+    """
+    if folder is None or not Path(folder).is_dir():
+        return UNKNOWN
+    stated = front_matter(folder).get("license")
+    if isinstance(stated, str) and stated.strip():
+        return stated.strip()
+    config = Path(folder) / "config.json"
+    if config.is_file():
+        text = config.read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r'"license"\s*:\s*"([^"]+)"', text):
+            return found[1]
+    for name in _LICENCE_FILES:
+        if (Path(folder) / name).is_file():
+            text = (Path(folder) / name).read_text(encoding="utf-8", errors="replace")
+            return next((known for sign, known in _LICENCE_TEXTS if re.search(sign, text)), UNKNOWN)
+    return UNKNOWN
+
+
+def student_card(
+    summary: Mapping[str, Any],
+    *,
+    title: str,
+    evaluation: Mapping[str, Any] | None = None,
+    export: Sequence[str] = (),
+    data_licence: str | None = None,
+) -> str:
+    """The card of a run's student.
+
+    Args:
+        summary: the run's ``summary.json``.
+        title: heading.
+        evaluation: of ``evaluate_agent``'s ``results.json`` the entry of the policy that the
+            student is, with ``environment`` beside it; None where it was not played.
+        export: lines about an export, if the card goes with one.
+        data_licence: of the trajectories; None: what is known of shipped ones, else unknown.
+    """
+    config = summary["config"]
+    transform = dict(config.get("transform") or {})
+    base = _base_folder(config)
+    licence = licence_of(base)
+    head = {
+        "license": licence,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["structured-agent-distillation", "torchtune", "agent"],
+        "sad": {"transform": transform},
+    }
+    parts = [
+        f"# {title}",
+        "An agent's language model, trained with "
+        "[torchtune-sad](https://arxiv.org/abs/2505.13820) (Structured Agent Distillation).",
+        *_models(config, summary, base, licence),
+        *_data(config, summary.get("data") or {}, data_licence),
+        *_method(config, summary),
+        *_numbers(summary.get("heldout") or {}, evaluation),
+        *(["## Export", _bullets(export)] if export else []),
+        *_usage(transform),
+        "## Versions",
+        _bullets(f"{name}: {value}" for name, value in (summary.get("versions") or {}).items()),
+    ]
+    front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def write_card(folder: str | Path, text: str) -> Path:
+    """Writes the card into a student's folder, replacing an older one as a whole; its path.
+
+    Args:
+        folder: exists.
+        text: of :func:`student_card`.
+    """
+    path = Path(folder) / CARD_FILE
+    aside = path.with_name(f".{CARD_FILE}.part")
+    with open(aside, "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(aside, path)
+    return path
+
+
+def _base_folder(config: Mapping[str, Any]) -> Path | None:
+    """The folder whose weights the student began with."""
+    path = (config.get("student") or {}).get("path")
+    return None if path is None else Path(path)
+
+
+def _models(
+    config: Mapping[str, Any], summary: Mapping[str, Any], base: Path | None, licence: str
+) -> list[str]:
+    student, teacher = dict(config["student"]), dict(config.get("teacher") or {})
+    counts = summary.get("parameters") or {}
+    made = student.get("_component_", "").rpartition(".")[2]
+    settings = {k: v for k, v in student.items() if k not in ("_component_", "path", "config")}
+    how = ", ".join(f"{key} {value}" for key, value in settings.items())
+    origin = f"weights of `{base}`" if base else "random weights"
+    lines = [
+        f"student: {_count(counts.get('student'))} parameters, {made} from {origin}"
+        + (f" ({how})" if how else ""),
+        f"licence of the base weights: {licence}"
+        + ("" if licence != UNKNOWN else " (their folder states none)"),
+    ]
+    if teacher:
+        where = teacher.get("path") or teacher.get("_component_", "").rpartition(".")[2]
+        lines.append(f"teacher: `{where}`, {_count(counts.get('teacher'))} parameters")
+    else:
+        lines.append("teacher: none (trained on the trajectories' own tokens)")
+    return ["## Models", _bullets(lines)]
+
+
+def _data(config: Mapping[str, Any], report: Mapping[str, Any], licence: str | None) -> list[str]:
+    lines = []
+    for part in report.get("sources") or [report]:
+        source = str(part.get("source") or (config.get("dataset") or {}).get("source"))
+        tokens = ", ".join(f"{k} {n:,}" for k, n in (part.get("tokens") or {}).items())
+        known = next((v for k, v in SHIPPED_LICENCES.items() if source.startswith(k)), UNKNOWN)
+        lines.append(
+            f"`{source}`: {_count(part.get('kept'))} of {_count(part.get('rows'))} records"
+            + (f", tokens: {tokens}" if tokens else "")
+            + f"; licence: {licence or known}"
+        )
+    heldout = config.get("heldout")
+    if heldout:
+        limit = heldout.get("limit")
+        first = f" (the first {limit})" if limit else ""
+        lines.append(f"held out: `{heldout.get('source')}`{first}")
+    return ["## Data", _bullets(lines)]
+
+
+def _method(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+    loss = dict(config.get("loss") or {})
+    name = str(loss.pop("_component_", "")).rpartition(".")[2]
+    spans = {k: loss.pop(k) for k in ("reason", "act", "observation", "context") if k in loss}
+    lines = [f"loss: {name}"]
+    for kind, settings in spans.items():
+        shown = ", ".join(f"{k} {v}" for k, v in (settings or {}).items())
+        lines.append(f"{kind}: {shown or 'left out'}")
+    lines += [f"{key}: {value}" for key, value in loss.items()]
+    optimizer = dict(config.get("optimizer") or {})
+    kind = str(optimizer.pop("_component_", "")).rpartition(".")[2]
+    rows = config.get("batch_size", 1) * config.get("gradient_accumulation_steps", 1)
+    lines += [
+        f"optimizer: {kind}, " + ", ".join(f"{k} {v}" for k, v in optimizer.items()),
+        f"{summary.get('steps')} steps of {rows * summary.get('world_size', 1)} rows, "
+        f"{summary.get('dtype')}, seed {summary.get('seed')}, "
+        f"{summary.get('world_size', 1)} process(es)",
+    ]
+    return ["## Method", _bullets(lines)]
+
+
+def _numbers(
+    heldout: Mapping[str, Mapping[str, Any]], evaluation: Mapping[str, Any] | None
+) -> list[str]:
+    parts = ["## Numbers"]
+    rows = {label: heldout[name] for name, label in _ROWS.items() if name in heldout}
+    columns = [c for c in _COLUMNS if any(row.get(c[0]) is not None for row in rows.values())]
+    if rows and columns:
+        table = [
+            f"| held-out trajectories | {' | '.join(heading for _, heading, _ in columns)} |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
+        for label, row in rows.items():
+            cells = ("-" if row.get(k) is None else f.format(row[k]) for k, _, f in columns)
+            table.append(f"| {label} | {' | '.join(cells)} |")
+        parts.append("\n".join(table))
+        parts.append("Teacher-forced, on tokens of the agent; KL against the teacher.")
+    if evaluation is not None:
+        parts.append(_played(evaluation))
+    if len(parts) == 1:
+        parts.append("Not evaluated.")
+    return parts
+
+
+def _played(evaluation: Mapping[str, Any]) -> str:
+    won = evaluation["success"]
+    environment = evaluation.get("environment") or {}
+    lines = [
+        f"success in {environment.get('name', 'the environment')}: {won['rate']:.1%} "
+        f"[{won['low']:.1%}, {won['high']:.1%}] (95 % Wilson), {won['won']} of {won['episodes']} "
+        "episodes, greedy unless its config says otherwise"
+    ]
+    for key, label in (("steps", "agent steps per episode"), ("reasoning_length", "reasoning")):
+        if evaluation.get(key) is not None:
+            unit = f" {evaluation.get('reasoning_unit')} per step" if label == "reasoning" else ""
+            lines.append(f"{label}: {evaluation[key]:.1f}{unit}")
+    accuracy = (evaluation.get("heldout") or {}).get("step_accuracy")
+    if accuracy is not None:
+        lines.append(f"step accuracy on held-out trajectories: {accuracy:.1%}")
+    return _bullets(lines)
+
+
+def _usage(transform: Mapping[str, Any]) -> list[str]:
+    style = transform.get("style", "chat")
+    note = (
+        "Transcripts were rendered by the tokenizer's chat template."
+        if style == "chat"
+        else "Transcripts were rendered as plain text (Thought / Action / Observation), without a "
+        "chat template: prompt it so."
+    )
+    return [
+        "## How to run",
+        note,
+        "```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("<this folder>")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("<this folder>")\n'
+        "```",
+        "```console\n"
+        "tune run recipes/evaluate_agent.py --config my_evaluation.yaml   # plays an environment\n"
+        "sad lm-eval run --model sad --model_args pretrained=<this folder> "
+        "--tasks sad_span_ppl\n"
+        "```",
+    ]
+
+
+def _bullets(lines: Any) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _count(number: Any) -> str:
+    return UNKNOWN if number is None else f"{number:,}"
