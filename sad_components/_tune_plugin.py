@@ -1,9 +1,10 @@
 """Makes the project's recipes and configs part of torchtune's command line, ``tune``.
 
 torch calls :func:`install` while ``import torch`` runs (entry point group ``torch.backends``).
-It puts a hook into ``sys.meta_path`` that waits for ``torchtune._recipe_registry`` and adds our
-entries to it. Nothing is read from disk before that, an exception never leaves this module, and
-only the standard library is used: a failure here would break ``import torch`` for everybody.
+It puts a hook into ``sys.meta_path`` (``_module_hook``) that waits for
+``torchtune._recipe_registry`` and adds our entries to it. Nothing is read from disk before that, an
+exception never leaves this module, and only the standard library is used: a failure here would
+break ``import torch`` for everybody.
 ``docs/plugin.md`` describes how names are found.
 """
 
@@ -15,7 +16,6 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -32,42 +32,17 @@ _PATH_PREFIXES = ("recipes/", "./", "../", "/")
 def install() -> None:
     """Registers recipes and configs with torchtune now, or as soon as its registry loads.
 
-    Never raises: with ``SAD_PLUGIN_DEBUG=1`` a failure is a warning, else it is silent.
+    The model ``sad`` becomes known to lm-eval in the same way (``_lm_eval_plugin``). Never raises:
+    with ``SAD_PLUGIN_DEBUG=1`` a failure is a warning, else it is silent.
     """
     try:
-        if _REGISTRY in sys.modules:
-            _register(sys.modules[_REGISTRY])
-        elif not any(isinstance(finder, _RegistryHook) for finder in sys.meta_path):
-            sys.meta_path.insert(0, _RegistryHook())
+        from sad_components import _lm_eval_plugin
+        from sad_components._module_hook import after_loading
+
+        after_loading(_REGISTRY, _register, _report)
+        _lm_eval_plugin.install(_report)
     except Exception as error:
         _report(error)
-
-
-class _RegistryHook(MetaPathFinder):
-    """Finds torchtune's registry as the other finders do, and extends it once it is loaded."""
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        """The module's spec with our step after loading, or None: the other finders go on."""
-        if fullname != _REGISTRY:
-            return None
-        try:
-            specs = (f.find_spec(fullname, path, target) for f in sys.meta_path if f is not self)
-            spec = next(spec for spec in specs if spec is not None)
-            self._extend_after_loading(spec.loader)
-            return spec
-        except Exception as error:
-            _report(error)
-            return None
-
-    def _extend_after_loading(self, loader: Any) -> None:
-        load = loader.exec_module
-
-        def exec_module(module: Any) -> None:
-            load(module)
-            sys.meta_path.remove(self)
-            install()
-
-        loader.exec_module = exec_module
 
 
 class _Name(str):
@@ -196,4 +171,7 @@ def _replace_config_names(registry: Any, argv: list[str]) -> None:
 
 def _report(error: Exception) -> None:
     if os.environ.get("SAD_PLUGIN_DEBUG") == "1":
-        warnings.warn(f"torchtune-sad could not register its recipes: {error!r}", stacklevel=3)
+        warnings.warn(
+            f"torchtune-sad could not register its recipes or its lm-eval model: {error!r}",
+            stacklevel=3,
+        )

@@ -37,6 +37,12 @@ COMMANDS = {
     "doctor": Command(
         "sad_components.doctor.command", "check a config: models, data, memory, time, before a run"
     ),
+    "lm-eval": Command(
+        "sad_components.lm_harness.command", "lm-eval's own command, with our model and our tasks"
+    ),
+    "card": Command(
+        "sad_components.export.card_command", "write a run's model card anew, with its success rate"
+    ),
     "report": Command("sad_components.report.command", "make a web page about runs, and PNGs"),
     "play": Command("sad_components.viewer.play", "show an episode live in the terminal"),
 }

@@ -40,7 +40,7 @@ def project(request, tmp_path) -> Path:
     root = tmp_path / "project"
     package = root / "sad_components"
     package.mkdir(parents=True)
-    for name in ("__init__.py", "_tune_plugin.py"):
+    for name in ("__init__.py", "_tune_plugin.py", "_module_hook.py", "_lm_eval_plugin.py"):
         shutil.copy(ROOT / "sad_components" / name, package)
     if request.param == "wheel":
         recipes, configs = package / "_recipes", package / "_configs"
@@ -206,18 +206,22 @@ class TestInstall:
     def test_waits_for_the_registry_and_removes_itself(self):
         code = (
             "import sys, torch\n"
-            "hooks = [f for f in sys.meta_path if type(f).__name__ == '_RegistryHook']\n"
+            "is_ours = lambda f: type(f).__name__ == 'ModuleHook'\n"
+            "hooks = lambda: [f.name for f in sys.meta_path if is_ours(f)]\n"
+            "before = hooks()\n"
             "from sad_components._tune_plugin import install; install()\n"
             "import importlib.util, torchtune\n"
             "importlib.util.find_spec('torchtune._recipe_registry')\n"
             "from torchtune._recipe_registry import get_all_recipes\n"
-            "after = [f for f in sys.meta_path if type(f).__name__ == '_RegistryHook']\n"
             "ours = [r for r in get_all_recipes() if type(r.name) is not str]\n"
-            "print(len(hooks), len(after), len(ours))\n"
+            "print(*before, '/', *hooks(), '/', len(ours))\n"
         )
         done = run(sys.executable, "-c", code)
         recipes = len(list((ROOT / "recipes").glob("[!_]*.py")))
-        assert done.stdout.split() == ["1", "0", str(recipes)], done.stderr
+        (before, after, ours) = (part.split() for part in done.stdout.split("/"))
+        assert sorted(before) == ["lm_eval.models", "torchtune._recipe_registry"], done.stderr
+        assert after == ["lm_eval.models"], done.stderr
+        assert ours == [str(recipes)], done.stderr
 
     def test_a_loaded_registry_is_extended_at_once(self, registry, project, monkeypatch):
         monkeypatch.setattr(_tune_plugin, "_PACKAGE", project / "sad_components")

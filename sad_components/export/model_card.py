@@ -155,6 +155,30 @@ def write_card(folder: str | Path, text: str) -> Path:
     return path
 
 
+def write_run_cards(
+    run: str | Path, summary: Mapping[str, Any], title: str | None = None, **known: Any
+) -> list[str]:
+    """Writes the cards of a finished run's student, and of its quantised version if there is one.
+
+    Args:
+        run: the run's ``output_dir``.
+        summary: its ``summary.json``.
+        title: heading; None: the run's name.
+        known: ``evaluation`` (of the student) and ``data_licence``, as for :func:`student_card`.
+
+    Returns:
+        Lines that say where.
+    """
+    lines = []
+    for name in ("student", "quantized"):
+        folder = Path(run) / name
+        if folder.is_dir():
+            own = {k: v for k, v in known.items() if name == "student" or k != "evaluation"}
+            text = student_card(summary, title=title or Path(run).resolve().name, **own)
+            lines.append(f"card: {write_card(folder, text)}")
+    return lines
+
+
 def _base_folder(config: Mapping[str, Any]) -> Path | None:
     """The folder whose weights the student began with."""
     path = (config.get("student") or {}).get("path")

@@ -36,9 +36,12 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
 )
+#: The model card; whoever writes a folder writes the card after it.
+CARD_FILE = "README.md"
 #: SHA-256 of the other files, where the folder was fetched (see sad_components/demo.py).
 MANIFEST_FILE = "manifest.json"
 _REPLACEABLE = {
+    CARD_FILE,
     MANIFEST_FILE,
     CONFIG_FILE,
     WEIGHTS_FILE,
