@@ -2,6 +2,8 @@
 # make household-agent   train a household teacher from scratch, distil a student from it and let
 #                   both play 60 held-out games (household-teacher, household-student: one of them)
 # make test         install what the tests need and run the fast suite with coverage
+# make gpu-check    on a machine with a GPU: what runs on it, how fast, how near to the CPU; one table
+# make executorch   install ExecuTorch beside what is there: exports to .pte, and runs them
 # make lint         ruff
 # make clean        remove .venv, build outputs and caches (never runs or models)
 #
@@ -9,6 +11,7 @@
 #   PYTHON=python3.12     the interpreter .venv is made of; 3.11 or later
 #   HOUSEHOLD_RUN=<folder>  where household-agent writes (default: runs/household)
 #   HOUSEHOLD=0           leave ALFWorld's engine out of `make test` (it needs a C++ compiler)
+#   EXECUTORCH=0          leave ExecuTorch out of `make test`; its tests are skipped
 #   TORCH_INDEX=<url>     a package index with torch's CPU build. PyPI's Linux build brings CUDA,
 #                         several GB; without a GPU use
 #                         TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -18,6 +21,7 @@ PYTHON := $(firstword $(foreach p,python3.11 python3 python3.12 python3.13,$(she
   $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 endif
 HOUSEHOLD ?= 1
+EXECUTORCH ?= 1
 TORCH_INDEX ?=
 QUICKSTART_CONFIG ?= smollm2/135M_to_15layers_structured_kd
 
@@ -30,8 +34,10 @@ EXTRAS := dev$(if $(filter-out 0,$(HOUSEHOLD)),$(comma)household)
 INSTALLED := $(VENV)/.installed
 # One stamp for each choice of extras, so that changing HOUSEHOLD installs again.
 TEST_INSTALLED := $(VENV)/.installed-test-$(HOUSEHOLD)
+# pip cannot resolve executorch beside torchao 0.15 (executorch.txt): a step and a stamp of its own.
+EXECUTORCH_INSTALLED := $(VENV)/.installed-executorch
 
-.PHONY: quickstart household-agent household-teacher household-student test lint clean
+.PHONY: quickstart household-agent household-teacher household-student executorch test gpu-check lint clean
 
 RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
@@ -56,8 +62,13 @@ household-student: $(TEST_INSTALLED)
 	$(BIN)/tune run recipes/structured_kd.py --config household/distil_student
 	$(BIN)/tune run recipes/evaluate_agent.py --config household/evaluate_student
 
-test: $(TEST_INSTALLED)
+executorch: $(EXECUTORCH_INSTALLED)
+
+test: $(TEST_INSTALLED) $(if $(filter-out 0,$(EXECUTORCH)),$(EXECUTORCH_INSTALLED))
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" --cov=sad_components --cov-report=term
+
+gpu-check: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu_check.py
 
 lint: $(TEST_INSTALLED)
 	$(BIN)/ruff check .
@@ -81,3 +92,7 @@ $(TEST_INSTALLED): $(VENV)/pyvenv.cfg pyproject.toml setup.py constraints.txt
 	@echo "Installing torchtune-sad with [$(EXTRAS)] into $(VENV) (some minutes) ..."
 	$(PIP) -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $(INSTALLED) $@
+
+$(EXECUTORCH_INSTALLED): executorch.txt | $(INSTALLED)
+	$(PIP) --no-deps -r executorch.txt
+	@touch $@
