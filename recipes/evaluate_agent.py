@@ -190,7 +190,8 @@ class EvaluateAgentRecipe:
 
 def _is_local(policy: Policy) -> bool:
     """Whether a torchtune model on this machine plays."""
-    return isinstance(policy, ModelPolicy) and hasattr(policy.generator, "model")
+    model = getattr(policy.generator, "model", None) if isinstance(policy, ModelPolicy) else None
+    return hasattr(model, "plain")
 
 
 @config.parse

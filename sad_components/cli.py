@@ -44,6 +44,10 @@ COMMANDS = {
         "sad_components.export.card_command", "write a run's model card anew, with its success rate"
     ),
     "report": Command("sad_components.report.command", "make a web page about runs, and PNGs"),
+    "export": Command(
+        "sad_components.viewer.export", "write a student for a phone's runtime, or quantised"
+    ),
+    "chat": Command("sad_components.viewer.chat", "talk to a student, trained or exported"),
     "play": Command("sad_components.viewer.play", "show an episode live in the terminal"),
 }
 

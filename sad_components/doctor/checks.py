@@ -14,11 +14,12 @@ from torchtune.modules import TransformerDecoder
 
 from sad_components.data import SpanTokenizer, dataset_type
 from sad_components.data.dataset import RowDataset
-from sad_components.doctor.config_file import ConfigFile, recipe_module
+from sad_components.doctor.config_file import ConfigFile
 from sad_components.doctor.run import DataFacts, check_run
+from sad_components.export.requirements import EXECUTORCH, INSTALL, executorch_problems
 from sad_components.models.hidden import num_parameters, vocab_size_of
 from sad_components.models.lora import adapters_of, trained_parameters
-from sad_components.training.config import build, call, check_keys, is_null
+from sad_components.training.config import build, call, check_keys, is_null, load_recipe
 from sad_components.training.meta_models import folder_of, on_meta
 from sad_components.training.precision import resolve_device, resolve_dtype
 from sad_components.training.preflight import coverage_warnings
@@ -83,6 +84,8 @@ class Doctor:
             found.append(self._guarded(where, lambda w=where, n=node: self._model(w, n)))
         if not is_null(self.cfg.get("tokenizer")):
             found.append(self._guarded("tokenizer", self._tokenizer))
+        if _needs_executorch(self.cfg):
+            found.append(self._guarded("executorch", self._executorch))
         if self.models.get("student") is not None:
             found.append(self._guarded("vocabulary", self._vocabulary))
         if not is_null(self.cfg.get("dataset")):
@@ -98,7 +101,7 @@ class Doctor:
             return Check(name, "fail", [" ".join(str(error).split())])
 
     def _keys(self) -> Check:
-        recipe = recipe_module(self.file.recipe)
+        recipe = load_recipe(self.file.recipe)
         check_keys(self.cfg, recipe.KEYS, required=recipe.REQUIRED)
         OmegaConf.to_container(self.cfg, resolve=True)
         return Check("keys", "ok", [f"all of recipe {self.file.recipe}"])
@@ -163,6 +166,12 @@ class Doctor:
             return Check("tokenizer", "warn", lines)
         others = other_templates(self.tokenizer, self._model_folders()) if style == "chat" else []
         return Check("tokenizer", "warn" if others else "ok", [*lines, *others])
+
+    def _executorch(self) -> Check:
+        problems = executorch_problems()
+        if problems:
+            return Check("executorch", "fail", [*problems, f"set it up with `{INSTALL}`"])
+        return Check("executorch", "ok", [f"{EXECUTORCH} beside torchao"])
 
     def _vocabulary(self) -> Check:
         student, teacher = self.models["student"], self.models.get("teacher")
@@ -232,6 +241,15 @@ def _model_nodes(cfg: DictConfig, where: str = "") -> Iterator[tuple[str, DictCo
             yield place, value
         else:
             yield from _model_nodes(value, f"{place}.")
+
+
+def _needs_executorch(cfg: Any) -> bool:
+    """Whether a config makes a .pte, or lets an exported student play."""
+    if not OmegaConf.is_dict(cfg):
+        return False
+    made = cfg.get("kind") == "executorch"
+    plays = str(cfg.get("_component_")).endswith(".exported_policy")
+    return made or plays or any(_needs_executorch(value) for value in cfg.values())
 
 
 def _supervised(data: RowDataset, spec: Any) -> float:

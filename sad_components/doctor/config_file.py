@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -61,21 +59,6 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> ConfigFile:
     commands = [line.strip() for line in header if line.startswith("   ")]
     recipe = _tune_plugin.recipe_of(path) or "structured_kd"
     return ConfigFile(path, cfg, recipe, commands)
-
-
-def recipe_module(name: str) -> ModuleType:
-    """A recipe's file as a module: it says which keys it reads.
-
-    Raises:
-        ConfigError: no recipe has this name.
-    """
-    file = _tune_plugin.project_folder("recipes") / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"sad_doctor_{name}", file)
-    if spec is None or spec.loader is None or not file.is_file():
-        raise ConfigError(f"the header names the recipe {name!r}, which does not exist")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _header(text: str) -> list[str]:

@@ -19,6 +19,8 @@ FORMAT = "sad_export"
 #: Raised when a reader of older manifests would misunderstand a newer one.
 FORMAT_VERSION = 1
 KINDS = ("executorch", "gguf")
+#: What of a ``SpanTokenizer`` decides how prompts are written.
+TRANSFORM_KEYS = ("style", "format", "on_rewrite", "add_bos")
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,11 @@ def _checked(content: Mapping[str, Any], path: Path) -> Manifest:
             )
         if name in _COUNTS and value < 1:
             raise ValueError(f"{path}: {name} must be at least 1; got {value}")
+    unknown = sorted(set(values["transform"]) - set(TRANSFORM_KEYS))
+    if unknown:
+        raise ValueError(
+            f"{path}: transform has {', '.join(unknown)}; known: {', '.join(TRANSFORM_KEYS)}"
+        )
     if values["kind"] not in KINDS:
         raise ValueError(f"{path}: kind is one of {', '.join(KINDS)}; got {values['kind']!r}")
     limit = values["vocab_size"]

@@ -247,6 +247,13 @@ def load_exported(folder: str | Path, **options: Any) -> ExportedStudent:
     return LOADERS[kind](folder, **options)
 
 
+def _gguf_student(folder: str | Path, **options: Any) -> Any:
+    """llama.cpp's; its module needs this one."""
+    from sad_components.export.gguf_student import GGUFStudent
+
+    return GGUFStudent(folder, **options)
+
+
 #: Kind -> what runs it; each gives ``logits``, ``sequence_logits``, ``tokenizer``, ``transform``,
 #: ``manifest``, ``max_seq_len`` and ``vocab_size``.
-LOADERS: dict[str, Any] = {"executorch": ExportedStudent}
+LOADERS: dict[str, Any] = {"executorch": ExportedStudent, "gguf": _gguf_student}

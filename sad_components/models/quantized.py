@@ -40,6 +40,8 @@ from sad_components.models.checkpoint import (
 from sad_components.models.families import build_decoder
 from sad_components.models.linear_layers import check_no_adapters, linear_layers
 from sad_components.models.pretrained import fill_, from_pretrained
+from sad_components.models.torchao_folders import METHOD as _TORCHAO
+from sad_components.models.torchao_folders import load_torchao_folder
 
 SCHEMES = ("8da4w", "int4")
 _KEY, _METHOD = "quantization_config", "sad_int4_groups"
@@ -157,6 +159,7 @@ def load_quantized(
     """The quantised decoder in a folder of :func:`quantize_folder`, in the dtype it was made in.
 
     Its linear weights are torchao tensors, which ``torch.export`` takes; none can be trained.
+    Folders of ``sad_components.models.torchao_folders`` are read, too.
 
     Args:
         path: the folder.
@@ -168,6 +171,8 @@ def load_quantized(
     """
     checkpoint = load_hf_folder(path)
     config = dict(checkpoint.config)
+    if isinstance(config.get(_KEY), Mapping) and config[_KEY].get("quant_method") == _TORCHAO:
+        return load_torchao_folder(checkpoint, device, path)
     scheme = _scheme_of(config.pop(_KEY, None), path)
     with torch.device("meta"):
         model = build_decoder(config).requires_grad_(False)
@@ -178,6 +183,17 @@ def load_quantized(
     target = torch.get_default_device() if device is None else torch.device(device)
     parameters = {k: nn.Parameter(v.to(target), requires_grad=False) for k, v in tensors.items()}
     return fill_(model, parameters, target, path)
+
+
+def quantized_scheme(config: Mapping[str, Any]) -> str | None:
+    """Name of the scheme of a folder that was quantised here; None of any other folder.
+
+    Args:
+        config: content of its ``config.json``.
+    """
+    found = config.get(_KEY)
+    ours = isinstance(found, Mapping) and found.get("quant_method") in (_METHOD, _TORCHAO)
+    return str(found.get("name")) if ours else None
 
 
 def _scheme_of(found: Any, path: str | Path) -> Scheme:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torchtune import config as tune_config
+
+from sad_components import _tune_plugin
 
 
 class ConfigError(ValueError):
@@ -177,3 +181,21 @@ def _check_arguments(
 def _nearest(key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def load_recipe(name: str) -> ModuleType:
+    """A recipe's file as a module: it says which keys it reads, and can be run.
+
+    Args:
+        name: of the file, without ``.py``.
+
+    Raises:
+        ConfigError: no recipe has this name.
+    """
+    file = _tune_plugin.project_folder("recipes") / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"sad_recipe_{name}", file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise ConfigError(f"the header names the recipe {name!r}, which does not exist")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -23,7 +23,7 @@ from sad_components.trajectory import Message
 from sad_components.viewer.spans import STYLES
 
 #: Control characters, the eight-bit ones among them, would drive the terminal.
-_CONTROLS = {c: 0xFFFD for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
+CONTROLS = {c: 0xFFFD for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
 
 class HumanPolicy:
@@ -113,10 +113,10 @@ class _Screen:
         self._coloured = bool(console.color_system) and not console.no_color
 
     def line(self, text: str, style: str) -> None:
-        self._console.print(Text(text.translate(_CONTROLS), style=style))
+        self._console.print(Text(text.translate(CONTROLS), style=style))
 
     def text(self, text: str, kind: SpanKind) -> None:
-        shown = text.translate(_CONTROLS).rstrip("\n")
+        shown = text.translate(CONTROLS).rstrip("\n")
         if not self._coloured:
             width = len("observation")
             lines = shown.split("\n")
@@ -140,18 +140,13 @@ def _policy(args: argparse.Namespace) -> Policy:
             raise ValueError("--endpoint needs --model, the model's name there")
         return EndpointPolicy(args.endpoint, args.model, args.temperature, seed=args.seed)
     if args.model:
-        from sad_components.data.tokenizers import HFTokenizer
-        from sad_components.evaluation.policies import model_policy
-        from sad_components.models import from_pretrained
+        from sad_components.evaluation.generation import Generator
+        from sad_components.evaluation.policies import ModelPolicy
+        from sad_components.viewer.students import open_student
 
-        return model_policy(
-            from_pretrained(args.model),
-            HFTokenizer(args.tokenizer or args.model),
-            {"style": args.style},
-            temperature=args.temperature,
-            constrain=args.constrain,
-            name=args.model,
-        )
+        student, transform, _ = open_student(args.model, args.tokenizer, args.style)
+        generator = Generator(student, transform.tokenizer, temperature=args.temperature)
+        return ModelPolicy(generator, transform, args.constrain, args.model)
     known: dict[str, Callable[[], Policy]] = {
         "expert": ExpertPolicy,
         "random": RandomPolicy,
@@ -179,11 +174,14 @@ def _parser() -> argparse.ArgumentParser:
         "--policy", choices=["expert", "random", "human"], default="expert", help="who plays"
     )
     parser.add_argument(
-        "--model", help="a model's folder plays instead; with --endpoint the model's name there"
+        "--model",
+        help="a student's folder, also an exported one; with --endpoint the model's name there",
     )
     parser.add_argument("--tokenizer", metavar="DIR", help="where it is not in the model's folder")
     parser.add_argument(
-        "--style", choices=["chat", "plain"], default="chat", help="in which the model was trained"
+        "--style",
+        choices=["chat", "plain"],
+        help="in which the model was trained: chat, where nothing is said; an export knows",
     )
     parser.add_argument("--constrain", action="store_true", help="admissible actions only")
     parser.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server plays")
