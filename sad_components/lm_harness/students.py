@@ -35,6 +35,7 @@ class Student:
         parameters: how many; None where nobody knows.
         decoder: the torchtune decoder, if it is one.
         next_token: what generates, if it is no decoder.
+        sessions: sequences that it goes on with side by side; None: any number.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Student:
     parameters: int | None = None
     decoder: TransformerDecoder | None = None
     next_token: NextToken | None = None
+    sessions: int | None = None
 
     def begin_generation(self) -> NextToken:
         """Gives the next token's logits; :meth:`end_generation` comes after."""
@@ -82,7 +84,8 @@ def load_student(
         exported = load_exported(folder)
         variant, longest = exported.manifest.variant, exported.max_seq_len
         scorer = ExportScorer(exported)
-        return Student(exported.manifest.kind, scorer, longest, variant, next_token=exported)
+        kind = exported.manifest.kind
+        return Student(kind, scorer, longest, variant, next_token=exported, sessions=1)
     config = load_hf_config(folder)
     stored = _stored_dtype(config)
     wanted = stored if dtype in (None, "auto") else _dtype_of(dtype)

@@ -10,6 +10,7 @@ import yaml
 
 from sad_components.cli import main
 from sad_components.export.model_card import (
+    export_card,
     front_matter,
     licence_of,
     student_card,
@@ -179,6 +180,38 @@ def test_quantised_students_get_a_card_without_the_success_of_others(summary, tm
     assert "75.0%" in (run / "student" / "README.md").read_text()
     assert "75.0%" not in (run / "quantized" / "README.md").read_text()
     assert "# run" in (run / "quantized" / "README.md").read_text()
+
+
+class TestExport:
+    ROW = {  # noqa: RUF012
+        **{"runtime": "executorch", "bytes": 12_345_678, "error": 1.3e-2, "error_own": 3e-7},
+        "greedy_equal": True,
+    }
+
+    def test_the_students_card_with_the_exports_figures(self, summary, tmp_path):
+        write_card(tmp_path, student_card(summary, title="T"))
+        text = export_card(tmp_path, "8da4w", self.ROW)
+        assert "- 8da4w: 12.3 MB of weights, runtime executorch" in text
+        assert "against the student in fp32: 1.3e-02" in text
+        assert "with the same numbers: 3.0e-07" in text
+        assert "equal to the student's" in text
+        assert "# T" in text
+        assert "| student after | 1.049 |" in text
+        assert "sad chat <this folder>" in text
+        assert "AutoModelForCausalLM" not in text
+        assert "- torch: 2.13.0" in text
+
+    def test_a_folder_that_transformers_loads_keeps_its_usage(self, summary, tmp_path):
+        write_card(tmp_path, student_card(summary, title="T"))
+        text = export_card(tmp_path, "hf", {"runtime": "eager", "bytes": 5, "not_run": "no kernel"})
+        assert "AutoModelForCausalLM" in text
+        assert "written, not run where it was made: no kernel" in text
+        assert text.index("## Export") < text.index("## How to run")
+
+    def test_a_student_without_a_card(self, tmp_path):
+        text = export_card(tmp_path, "q8_0", {"runtime": "gguf", "bytes": 5})
+        assert text.startswith("---\nlicense: unknown\n---\n")
+        assert "llama.cpp (`model.gguf`)" in text
 
 
 class TestCommand:

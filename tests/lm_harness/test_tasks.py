@@ -29,7 +29,7 @@ from sad_components.models.hidden import head_of, stop_at_hidden
 from sad_components.trajectory import read_jsonl
 
 OURS = ["sad_span_ppl", "sad_action_match", "sad_reason_f1"]
-COUNT = 2
+COUNT = 1
 
 
 def evaluate(model: str, folder: Path, tasks: list, style: str, **more) -> dict:
@@ -43,7 +43,10 @@ def evaluate(model: str, folder: Path, tasks: list, style: str, **more) -> dict:
         batch_size=4,
         bootstrap_iters=0,
         log_samples=False,
-        task_manager=TaskManager(include_path=str(TASKS), metadata=metadata),
+        gen_kwargs={"max_gen_toks": 24},
+        task_manager=TaskManager(
+            include_path=str(TASKS), include_defaults=False, metadata=metadata
+        ),
     )
 
 
