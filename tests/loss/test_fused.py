@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -441,3 +442,25 @@ def test_scoring_in_inference_mode_does_not_spoil_the_room_for_training():
     student = HiddenRows(hidden, head)
     loss.from_hidden(student, teacher, targets, kinds, counts=counts).loss.backward()
     assert hidden.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_no_chunk_waits_for_a_device(name, temperature, monkeypatch):
+    """On the meta device, where reading any value on the host is an error, as on no real one."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())  # knows no meta
+    way = {"divergence": name, "temperature": temperature}
+    loss = FusedStructuredKDLoss(reason=way, act={**way, "weight": 0.5}, chunk_tokens=8)
+    case = Case.make((47, 123, 7, 5), torch.bfloat16)
+    given = (case.hidden, case.weight, case.teacher.hidden_ND, case.teacher.head.weight_VD)
+    hidden, weight, other, others = (t.detach().to("meta") for t in given)
+    student = HiddenRows(hidden.requires_grad_(), Head(weight.requires_grad_()))
+    targets, kinds, branch = (t.to("meta") for t in (case.targets, case.kinds, case.branch))
+    counts = loss.spec.count(case.kinds, case.branch).to("meta")
+    teacher = HiddenRows(other, Head(others))
+    out = loss.from_hidden(student, teacher, targets, kinds, branch, counts=counts)
+    out.loss.backward()
+    assert hidden.grad.shape == case.hidden.shape
+    assert weight.grad.shape == case.weight.shape
+    with pytest.raises(RuntimeError, match="meta"):
+        float(out.loss.detach())
