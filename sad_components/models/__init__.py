@@ -3,7 +3,7 @@
 Each of the three also with adapters: ``lora_from_pretrained``, ..
 """
 
-from sad_components.models.initialization import init_weights
+from sad_components.models.initialization import init_copying_, init_weights
 from sad_components.models.pretrained import (
     build_from_hf_folder,
     cut_student,
@@ -22,6 +22,7 @@ __all__ = [
     "even_layers",
     "from_pretrained",
     "from_scratch",
+    "init_copying_",
     "init_weights",
     "lora_cut_student",
     "lora_from_pretrained",

@@ -27,7 +27,7 @@ from sad_components.models.families import (
     family_of_model,
     hf_config_of,
 )
-from sad_components.models.initialization import init_weights
+from sad_components.models.initialization import init_copying_, init_weights
 from sad_components.models.lora import lora_version
 
 _LAYER = re.compile(r"^layers\.(\d+)\.")
@@ -146,8 +146,9 @@ def from_scratch(
     device: str | torch.device | None = None,
     dropout: float | None = None,
     std: float | None = 0.02,
+    init: str = "normal",
 ) -> TransformerDecoder:
-    """A decoder with random weights that depend on ``seed`` (and ``std``) alone.
+    """A decoder with random weights that depend on ``seed`` (and ``std``, ``init``) alone.
 
     Args:
         config: content of a Hugging Face ``config.json``, or a folder that holds one.
@@ -157,14 +158,24 @@ def from_scratch(
         dropout: see :func:`from_pretrained`.
         std: of the weights; ``None``: by each matrix's inputs, see
             :func:`~sad_components.models.init_weights`.
+        init: ``normal``, or ``copying``, which needs ``std: null``: heads that look things up in
+            the text from the first step, see :func:`~sad_components.models.init_copying_`.
 
     Raises:
-        ValueError: an unknown family, or a config it cannot express.
+        ValueError: an unknown family, a config it cannot express, or an ``init`` that it cannot
+            have.
     """
+    if init not in ("normal", "copying") or (init == "copying" and std is not None):
+        raise ValueError(
+            "init is normal, or copying together with std: null (its sizes count on matrices "
+            f"drawn by width); got init {init!r} and std {std}"
+        )
     hf_config = load_hf_config(config) if isinstance(config, str | Path) else _plain(config)
     with torch.device("cpu"):
-        model = build_decoder(hf_config)
-    _cast_parameters(init_weights(model, seed, std), _as_dtype(dtype))
+        model = init_weights(build_decoder(hf_config), seed, std)
+        if init == "copying":
+            init_copying_(model, seed)
+    _cast_parameters(model, _as_dtype(dtype))
     set_dropout_(model, dropout)
     return model.to(torch.get_default_device() if device is None else device)
 
