@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sad_components.data.rendering import render_plain
@@ -20,8 +21,17 @@ CHATML = (
 )
 
 
+#: How GPT-2 cuts text into words, which merges do not leave.
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
 def train_bpe(
-    trajectories: Iterable[Trajectory], vocab_size: int, out_dir: str | Path, *, digits: bool = True
+    trajectories: Iterable[Trajectory],
+    vocab_size: int,
+    out_dir: str | Path,
+    *,
+    digits: bool = True,
+    numbered: Sequence[str] = (),
 ) -> Path:
     """Writes a tokenizer folder (``tokenizer.json``, ``tokenizer_config.json``, ChatML template).
 
@@ -31,20 +41,31 @@ def train_bpe(
         out_dir: the folder to write.
         digits: split numbers into single digits, each a token of its own. Without it `` 12`` may
             become one token, blank included, which suits text with few different numbers.
+        numbered: names that may become one token with the number behind them, `` cabinet 2``;
+            needs ``digits=False``.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: too small a vocabulary.
+        ValueError: too small a vocabulary, or numbered names whose digits are split.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     control = [EOS, BOS, TURN, TURN_END]
     if vocab_size < 256 + len(control):
         raise ValueError(f"vocab_size must be at least {256 + len(control)}; got {vocab_size}")
+    if numbered and digits:
+        raise ValueError("numbered names need whole numbers: digits=False (--whole-numbers)")
     tokenizer = Tokenizer(models.BPE())
     steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    if numbered:
+        names = "|".join(map(re.escape, numbered))
+        cut = Regex(rf" ?(?:{names}) \p{{N}}+(?!\p{{L}})|{_WORDS}")
+        steps = [
+            pre_tokenizers.Split(cut, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     if digits:
         steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)

@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.vocab_size,
         args.out,
         digits=not args.whole_numbers,
+        numbered=args.numbered,
     )
     ids = json.loads(target.read_text(encoding="utf-8"))["model"]["vocab"]
     print(f"{len(ids)} tokens -> {folder}")
@@ -38,6 +39,13 @@ def _parser() -> argparse.ArgumentParser:
         "--whole-numbers",
         action="store_true",
         help="let a number with the blank before it become one token instead of its digits",
+    )
+    parser.add_argument(
+        "--numbered",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names that may become one token with the number behind them (--whole-numbers)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing tokenizer")
     return parser

@@ -43,6 +43,18 @@ def test_digits_stand_alone_unless_numbers_stay_whole(by_name):
     assert pieces(by_name["numbers"], " to cabinet 2\n") == [" to", " cabinet", " 2", "\n"]
 
 
+def test_numbered_names_are_one_token(trajectories, tmp_path):
+    names = ["cabinet", "drawer"]
+    train_bpe(trajectories, 900, tmp_path, digits=False, numbered=names)
+    tokenizer = HFTokenizer(tmp_path)
+    expected = [" the", " cabinet 2", ".", " The", " cabinet", " is", " closed", "."]
+    assert pieces(tokenizer, " the cabinet 2. The cabinet is closed.") == expected
+    for text in ["cabinet 12a cabinet 2", "it's  a\n drawer 1,世界"]:
+        assert tokenizer.decode(tokenizer.encode_text(text)[0]) == text
+    with pytest.raises(ValueError, match="digits=False"):
+        train_bpe(trajectories, 900, tmp_path, numbered=names)
+
+
 def test_an_action_ends_with_a_newline_of_its_own(by_name, trajectories):
     row = SpanTokenizer(by_name["numbers"], style="plain").rows(trajectories[0])[0]
     act = [by_name["numbers"].decode([t]) for t in row.tokens[row.span_ids == SpanKind.ACT]]
