@@ -55,6 +55,15 @@ def test_records_are_those_of_the_expert_alone(style):
 
 
 @needs_engine
+def test_the_expert_that_looks_round_the_room_wins_too():
+    episodes = play(ExpertPolicy("household-expert"), slots=4, count=6, search="listed")
+    assert all(e.won for e in episodes)
+    listing = episodes[0].trajectory.messages[0].text.split("you see ")[1]
+    first = re.search(r"a ([a-z]+ \d+)", listing)[1]
+    assert episodes[0].actions[0] == f"go to {first}"
+
+
+@needs_engine
 def test_the_expert_takes_over_a_strangers_episode():
     env = make_environment("household")
     rng = random.Random(0)
@@ -129,6 +138,7 @@ def test_tasks():
     [
         ({"split": "test"}, "one of train, heldout; got 'test'"),
         ({"style": "loud"}, "one of dense, checking, sparse; got 'loud'"),
+        ({"search": "random"}, "one of likely, listed; got 'random'"),
         ({"task_types": ["cook"]}, r"non-empty list of .*; got \['cook'\]"),
         ({"task_types": []}, "non-empty list"),
         ({"wrong_turn_share": 2}, r"probability in \[0, 1\]; got 2"),

@@ -8,7 +8,12 @@ import pytest
 from sad_components.envs.household import Expert
 from sad_components.envs.household.beliefs import Beliefs, Task
 from sad_components.envs.household.thoughts import Narrator, plural, with_article
-from sad_components.envs.household.wrong_turns import schedule, wrong_action
+from sad_components.envs.household.wrong_turns import (
+    false_claim,
+    overlooking,
+    schedule,
+    wrong_action,
+)
 
 ROOM = (
     "You are in the middle of a room. Looking quickly around you, you see a cabinet 2, "
@@ -61,6 +66,54 @@ def test_search_takes_any_usual_place_first():
 def test_search_order_varies():
     task = "put a mug in fridge"
     assert len({expert(task, seed=seed).decide().action for seed in range(20)}) > 2
+
+
+def listed(task, *observations, search="listed"):
+    history = [("", observation) for observation in observations]
+    return Expert(ROOM.format(task=task), random.Random(0), history, search)
+
+
+def nothing_at(*places):
+    return [f"You arrive at {place}. On the {place}, you see nothing." for place in places]
+
+
+@pytest.mark.parametrize(
+    ("task", "observations", "action"),
+    [
+        ("put a mug in fridge", [], "go to cabinet 2"),
+        ("put a mug in fridge", nothing_at("cabinet 2"), "go to cabinet 1"),
+        ("put a mug in fridge", nothing_at("stoveburner 1"), "go to cabinet 2"),  # round the end
+        ("put a mug in fridge", nothing_at("drawer 1", "coffeemachine 1"), "go to countertop 1"),
+        ("put a mug in fridge", nothing_at("countertop 1", "coffeemachine 1"), "go to drawer 1"),
+        (
+            "look at mug under the desklamp",
+            ["You pick up the mug 1 from the drawer 1.", *nothing_at("drawer 1")],
+            "go to fridge 1",
+        ),
+    ],
+)
+def test_search_round_the_room_takes_the_next_place_that_it_has_not_seen(
+    task, observations, action
+):
+    decision = listed(task, *observations).decide()
+    seen = {o.split("arrive at ")[1].split(".")[0] for o in observations if "arrive" in o}
+    assert decision.action == action
+    assert decision.tier is None
+    assert len(decision.acceptable) == 9 - len(seen)
+    assert not seen & {a.removeprefix("go to ") for a in decision.acceptable}
+
+
+def test_search_round_the_room_names_the_place_and_no_reason():
+    for seed in range(20):
+        player, narrator = listed("put a mug in fridge"), Narrator("dense", random.Random(seed))
+        thought = narrator.thought(player.decide(), player.beliefs)
+        assert "cabinet 2" in thought
+        assert not re.search(r"usual|likely|often", thought)
+
+
+def test_unknown_search_is_an_error():
+    with pytest.raises(ValueError, match="one of likely, listed; got 'random'"):
+        listed("put a mug in fridge", search="random")
 
 
 def test_search_never_returns_to_a_seen_place():
@@ -235,6 +288,61 @@ def test_wrong_actions_are_never_acceptable_ones(seed):
     action, kind = wrong_action(decision, player.beliefs, admissible, random.Random(seed))
     assert action not in decision.acceptable
     assert (action in admissible) == (kind == "detour")
+
+
+SEARCHING = ["You arrive at countertop 1. On the countertop 1, you see a cup 1."]
+FOUND = ["You arrive at countertop 1. On the countertop 1, you see a mug 1, and a mug 2."]
+
+
+def test_a_false_claim_takes_what_is_not_there():
+    player = listed("put a mug in fridge", *SEARCHING)
+    claim = false_claim(player.decide(), player.beliefs, random.Random(0))
+    assert re.fullmatch(r"take mug [123] from countertop 1", claim.action)
+    thought = Narrator("checking", random.Random(0)).thought(claim, player.beliefs)
+    assert claim.action.split(" from")[0].removeprefix("take ") in thought
+
+
+@pytest.mark.parametrize(
+    "observations", [[], FOUND, ["You arrive at drawer 1. The drawer 1 is closed."]]
+)
+def test_nothing_is_claimed_where_nothing_was_looked_for_in_vain(observations):
+    player = listed("put a mug in fridge", *observations)
+    assert false_claim(player.decide(), player.beliefs, random.Random(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "observations", "words"),
+    [
+        ("cool some mug and put it in shelf", [], "cool it, so the fridge comes next."),
+        ("put a mug in fridge", [], "put it away, so the fridge comes next."),
+        (
+            "put a mug in fridge",
+            ["You arrive at fridge 1. The fridge 1 is closed."],
+            "put it away, but the fridge is shut.",
+        ),
+        (
+            "put a mug in coffeemachine",
+            nothing_at("coffeemachine 1"),
+            "put it away, and the coffeemachine is here.",
+        ),
+    ],
+)
+def test_checking_says_what_is_left_in_words_alike_up_to_what_decides(task, observations, words):
+    player = listed(task, "You pick up the mug 1 from the drawer 1.", *observations)
+    for seed in range(9):
+        narrator = Narrator("checking", random.Random(seed))
+        narrator.thought(player.decide(), player.beliefs)  # the plan comes first
+        thought = narrator.thought(player.decide(), player.beliefs)
+        held, _, rest = thought.partition(". ")
+        assert "mug" in held
+        assert rest.split(": ")[1] == words
+
+
+def test_who_overlooks_a_thing_searches_on_and_the_others_knowledge_stays():
+    player = listed("put a mug in fridge", *FOUND)
+    blind = overlooking(player.beliefs, "mug")
+    assert player.decide(blind).situation == "search"
+    assert player.decide().situation == "take"
 
 
 def test_share_of_wrong_turns():

@@ -8,6 +8,7 @@ from typing import Any
 
 from sad_components.envs.household.engine import HouseholdEnv
 from sad_components.envs.household.episodes import INSTRUCTIONS, ExpertPlayer, describe_game
+from sad_components.envs.household.expert import SEARCHES
 from sad_components.envs.household.games import GAMES_PER_SPLIT, SPLITS, Game, sample_game
 from sad_components.envs.household.renaming import Renaming
 from sad_components.envs.household.world import TASK_TYPES
@@ -28,11 +29,13 @@ class HouseholdEnvironment(Environment):
         wrong_turn_share: share of the expert's episodes with a wrong turn or two, in [0, 1].
         renamed_share: share of the games in which objects go by each other's names, in [0, 1]
             (see :class:`~sad_components.envs.household.renaming.Renaming`).
+        search: how the expert searches: ``likely`` (usual places first) or ``listed`` (round the
+            room as it was told of, which can be read off, not known).
         max_steps: actions after which an episode ends unwon.
 
     Raises:
         ImportError: the ``household`` extra is not installed.
-        ValueError: no such split, style, task type or share.
+        ValueError: no such split, style, search, task type or share.
     """
 
     name = "household"
@@ -45,12 +48,15 @@ class HouseholdEnvironment(Environment):
         wrong_turn_share: float = 0.0,
         max_steps: int = 50,
         renamed_share: float = 0.0,
+        search: str = "likely",
     ) -> None:
         super().__init__(max_steps)
         if split not in SPLITS:
             raise ValueError(f"a split is one of {', '.join(SPLITS)}; got {split!r}")
         if style not in INSTRUCTIONS:
             raise ValueError(f"a style is one of {', '.join(INSTRUCTIONS)}; got {style!r}")
+        if search not in SEARCHES:
+            raise ValueError(f"a search goes by one of {', '.join(SEARCHES)}; got {search!r}")
         unknown = [name for name in task_types or () if name not in TASK_TYPES]
         if unknown or task_types == []:
             raise ValueError(
@@ -63,6 +69,7 @@ class HouseholdEnvironment(Environment):
         self.instructions = INSTRUCTIONS[style]
         self._task_types = frozenset(task_types or TASK_TYPES)
         self._wrong_turn_share, self._renamed_share = wrong_turn_share, renamed_share
+        self._search = search
         self._names = Renaming()
         self._engine = HouseholdEnv(max_steps)
         self._player: ExpertPlayer | None = None
@@ -111,8 +118,9 @@ class HouseholdEnvironment(Environment):
     def expert_turn(self) -> Message | None:
         """The expert's turn in this state, whoever acted before."""
         if self._player is None:
-            share = self._wrong_turn_share
-            self._player = ExpertPlayer(self._engine, self._log[0], self.variant, share)
+            self._player = ExpertPlayer(
+                self._engine, self._log[0], self.variant, self._wrong_turn_share, self._search
+            )
             for observation in self._log[1:]:
                 self._player.observe(observation)
         message = self._player.turn()[0]

@@ -5,14 +5,26 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from sad_components.envs.household.beliefs import Beliefs
 from sad_components.envs.household.engine import NOTHING_HAPPENS, HouseholdEnv, engine_versions
-from sad_components.envs.household.expert import Expert
+from sad_components.envs.household.expert import Decision, Expert
 from sad_components.envs.household.games import Game, layout_fingerprint
-from sad_components.envs.household.thoughts import Narrator
-from sad_components.envs.household.wrong_turns import schedule, wrong_action
+from sad_components.envs.household.thoughts import SEEING, Narrator
+from sad_components.envs.household.world import kind_of
+from sad_components.envs.household.wrong_turns import (
+    false_claim,
+    overlooking,
+    schedule,
+    wrong_action,
+)
 from sad_components.trajectory import Message, Trajectory
 
 TEACHER = "household-expert"
+
+#: Of the episodes with wrong turns, those in which what is sought is overlooked when it is in
+#: sight; of these, those in which it is also forgotten; of the wrong turns of a search, those in
+#: which the thought claims to see what is not there.
+_OVERLOOKED_SHARE, _FORGOTTEN_SHARE, _CLAIMED_SHARE = 0.4, 0.5, 0.6
 
 _ACTIONS = (
     "Actions: go to R, open R, close R, take O from R, move O to R, use O, "
@@ -20,7 +32,8 @@ _ACTIONS = (
 )
 INSTRUCTIONS = {
     "dense": f"Solve a household task. Reply with one thought and one action.\n{_ACTIONS}",
-    "checking": f"Solve a household task. Reply with one thought and one action.\n{_ACTIONS}",
+    # short: for models that learn it from transcripts alone
+    "checking": "Solve a household task. Reply with one thought and one action.",
     "sparse": f"Solve a household task. Reply with one action; think when it helps.\n{_ACTIONS}",
 }
 
@@ -74,20 +87,27 @@ class ExpertPlayer:
         first_observation: what the reset said.
         style: ``dense``, ``checking`` or ``sparse`` thoughts.
         wrong_turn_share: probability in [0, 1] that the episode holds a wrong turn or two.
+        search: ``likely`` or ``listed``, see :class:`Expert`.
 
     Raises:
-        ValueError: no such style, or a share outside [0, 1].
+        ValueError: no such style or search, or a share outside [0, 1].
     """
 
     def __init__(
-        self, env: HouseholdEnv, first_observation: str, style: str, wrong_turn_share: float
+        self,
+        env: HouseholdEnv,
+        first_observation: str,
+        style: str,
+        wrong_turn_share: float,
+        search: str = "likely",
     ) -> None:
         _check_share(wrong_turn_share)
         self._env = env
         self._rng = random.Random(f"{env.game.id}:{style}")
         self._narrator = Narrator(style, self._rng)
         self._wrong_turns = schedule(wrong_turn_share, self._rng)
-        self._expert = Expert(first_observation, self._rng)
+        self._overlooks = bool(self._wrong_turns)
+        self._expert = Expert(first_observation, self._rng, search=search)
         self._turns = 0
         self._slip: str | None = None
         self._own: frozenset[str] = frozenset()
@@ -100,18 +120,43 @@ class ExpertPlayer:
     def turn(self) -> tuple[Message, str]:
         """The next turn as a message, and its action."""
         decision, beliefs = self._expert.decide(), self._expert.beliefs
-        thought = self._narrator.thought(decision, beliefs, self._slip)
-        action, self._slip = decision.action, None
-        if self._turns in self._wrong_turns:
+        goes_wrong = self._turns in self._wrong_turns
+        misread = (
+            self._misread(decision, goes_wrong) if self._narrator.style == "checking" else None
+        )
+        said, known, slip = misread or (decision, beliefs, None)
+        thought = self._narrator.thought(said, known, self._slip)
+        action, self._slip = said.action, slip
+        if goes_wrong and misread is None:
             action, self._slip = wrong_action(decision, beliefs, self._env.admissible(), self._rng)
         message = Message("assistant", render_turn(thought, action))
-        if self._slip:
+        if misread or self._slip:
             message.weight = 0
         elif self._env.game.split == "heldout":
             message.acceptable = list(decision.acceptable)
         self._turns += 1
         self._own = frozenset((action, *decision.acceptable))
         return message, action
+
+    def _misread(
+        self, decision: Decision, goes_wrong: bool
+    ) -> tuple[Decision, Beliefs, str | None] | None:
+        """A look at what is here that goes wrong: what is then thought, known, and the slip."""
+        beliefs, rng = self._expert.beliefs, self._rng
+        if self._narrator.style != "checking":
+            return None
+        if decision.situation in SEEING:
+            if self._overlooks and rng.random() < _OVERLOOKED_SHARE:
+                self._overlooks = False
+                sought = kind_of(decision.action.split()[1])  # "take mug 2 ..", "use desklamp 1"
+                blind = overlooking(beliefs, sought)
+                if rng.random() < _FORGOTTEN_SHARE:
+                    self._expert.beliefs = blind  # else it comes back for what it has seen
+                return self._expert.decide(blind), blind, None
+        elif goes_wrong and rng.random() < _CLAIMED_SHARE:
+            claim = false_claim(decision, beliefs, rng)
+            return claim and (claim, beliefs, "invalid")
+        return None
 
     def observe(self, observation: str, action: str | None = None) -> None:
         """Takes in the answer to an action.

@@ -29,6 +29,11 @@ PHASES = {
     "drop": "drop",
 }
 
+#: Situations in which the next place to look into is chosen.
+SEEKING = ("search", "search_lamp")
+#: Orders of a search: usual places first, at random among equals; or as the room lists its places.
+SEARCHES = ("likely", "listed")
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -38,13 +43,14 @@ class Decision:
         situation: a key of ``PHASES``.
         action: the command it chose.
         acceptable: every command that is as good, the chosen one included.
-        tier: for a search, how usual a place is: 0 usual, 1 possible, 2 odd.
+        tier: for a search, how usual a place is: 0 usual, 1 possible, 2 odd; None where that
+            does not matter.
     """
 
     situation: str
     action: str
     acceptable: tuple[str, ...]
-    tier: int = 0
+    tier: int | None = 0
 
     @property
     def phase(self) -> str:
@@ -59,6 +65,12 @@ class Expert:
         first_observation: the room and the task.
         rng: decides among equals.
         history: ``(action, observation)`` pairs that came before, whoever acted.
+        search: ``likely`` goes to usual places first, at random among equals; ``listed`` goes
+            round the room in the order in which it was told of, from where it stands, and
+            calls every place that it has not seen as good.
+
+    Raises:
+        ValueError: no such order of a search.
 
     Example:
         >>> expert = Expert(env.reset(3), random.Random(0))
@@ -71,9 +83,12 @@ class Expert:
         first_observation: str,
         rng: random.Random,
         history: Iterable[tuple[str, str]] = (),
+        search: str = "likely",
     ) -> None:
+        if search not in SEARCHES:
+            raise ValueError(f"a search goes by one of {', '.join(SEARCHES)}; got {search!r}")
         self.beliefs = Beliefs(first_observation)
-        self._rng = rng
+        self._rng, self._search = rng, search
         for _, observation in history:
             self.observe(observation)
 
@@ -81,10 +96,26 @@ class Expert:
         """Takes in the answer to the last action, its own or another's."""
         self.beliefs.observe(observation)
 
-    def decide(self) -> Decision:
-        """The next action; the state of knowledge stays as it is."""
-        situation, acceptable, tier = plan(self.beliefs)
+    def decide(self, beliefs: Beliefs | None = None) -> Decision:
+        """The next action; the state of knowledge stays as it is.
+
+        Args:
+            beliefs: a state of knowledge; None: its own.
+        """
+        beliefs = beliefs or self.beliefs
+        situation, acceptable, tier = plan(beliefs)
+        if self._search == "listed" and situation in SEEKING:
+            return _next_listed(beliefs, situation)
         return Decision(situation, self._rng.choice(acceptable), tuple(acceptable), tier)
+
+
+def _next_listed(beliefs: Beliefs, situation: str) -> Decision:
+    """The first place, from here on round the room's list, that was not looked into."""
+    places = _unseen(beliefs)
+    receptacles, here = beliefs.receptacles, beliefs.location
+    start = receptacles.index(here) if here in receptacles else 0
+    place = min(places, key=lambda p: (receptacles.index(p) - start) % len(receptacles))
+    return Decision(situation, f"go to {place}", tuple(_go_to(places)), None)
 
 
 _Plan = tuple[str, list[str], int]
@@ -125,14 +156,18 @@ def _search(beliefs: Beliefs, kind: str, go: str, look_inside: str) -> _Plan:
     here = beliefs.location
     if here in beliefs.closed and here not in beliefs.contents:
         return look_inside, [f"open {here}"], 0
-    # All seen without success: things were moved unseen, so look again.
-    unseen = beliefs.unseen() or [r for r in beliefs.receptacles if r != here]
+    unseen = _unseen(beliefs)
     likely, possible = homes_of(kind)
     for tier, kinds in enumerate((likely, possible)):
         places = [name for name in unseen if kind_of(name) in kinds]
         if places:
             return go, _go_to(places), tier
     return go, _go_to(unseen), 2
+
+
+def _unseen(beliefs: Beliefs) -> list[str]:
+    """Where to look. All seen without success: things were moved unseen, so look again."""
+    return beliefs.unseen() or [r for r in beliefs.receptacles if r != beliefs.location]
 
 
 def _treat(beliefs: Beliefs, held: str) -> _Plan:

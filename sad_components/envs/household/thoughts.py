@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 
 from sad_components.envs.household.beliefs import Beliefs
-from sad_components.envs.household.expert import Decision
+from sad_components.envs.household.expert import SEEKING, Decision
 from sad_components.envs.household.world import LAMP, RESULTS, STATIONS, homes_of, kind_of
 
 STYLES = ("dense", "checking", "sparse")
@@ -52,13 +52,12 @@ _MISSES = (
 #: Up to the kind all are worded alike; only a number or another word then tells whether it is here.
 _CHECKS = (
     ("The {thing} is here.", "The {sought} is not here."),
-    ("I need the {thing}, and it is here.", "I need the {sought}, which is not here."),
     ("As for the {thing}: it is here.", "As for the {sought}: not here."),
-    ("Wanted: {thing}, right here.", "Wanted: {sought}, but not here."),
+    ("Wanted: {thing}, right here.", "Wanted: {sought}, not here."),
 )
 #: Situations in which something is sought that may be in sight, and those in which it is.
-_SEEKING = ("search", "search_lamp", "fetch", "to_lamp")
-_SEEING = ("take", "use_lamp")
+_LOOKING = ("search", "search_lamp", "fetch", "to_lamp")
+SEEING = ("take", "use_lamp")
 _NEXT_SEARCH = ("Now the second {target}.", "One is done, one more {target} to go.", "One more.")
 
 _RECOVERIES = {
@@ -95,6 +94,12 @@ _SEARCH = (
         "It must be somewhere unusual, maybe {where}.",
         "All sensible places are done; I check {where} too.",
     ),
+)
+#: The place is the next one in the room's list.
+_GOING_ROUND = (
+    "Next comes {place}.",
+    "The next place is {place}.",
+    "I look at {place} now.",
 )
 _OPEN = (
     "It is shut, so I look inside.",
@@ -171,6 +176,18 @@ _DENSE = {
         "My hand has to be free, and the {held} fits here.",
     ),
 }
+# In the checking style: what is held, then what is left to do in words that are alike up to the
+# treatment, then whether its place is here.
+_HOLDING = ("I hold the {target}.", "The {target} is in my hand.", "I have the {target}.")
+_LEFT = ("Still to do:", "Next:", "What is left:")
+_TO_DO = {
+    "to_station": "{treatment} it, so the {station} comes next.",
+    "treat": "{treatment} it, and the {station} is here.",
+    "to_goal": "put it away, so the {goal} comes next.",
+    "open_goal": "put it away, but the {goal} is shut.",
+    "place": "put it away, and the {goal} is here.",
+    "to_lamp": "light it, so the {goal} that I saw comes next.",
+}
 _SPARSE = {
     "find": (
         "I look for {a_sought}. Likely places are {places}.",
@@ -233,7 +250,7 @@ class Narrator:
         changed, self._phase = decision.phase != self._phase, decision.phase
         if self.style == "sparse" and not changed and not slip:
             return None
-        slots = _slots(decision, beliefs)
+        slots, tier = _slots(decision, beliefs), decision.tier
         opening = self._opening(decision, beliefs, slip, previous)
         seen = None
         if self.style == "checking" and previous != "place":
@@ -246,8 +263,12 @@ class Narrator:
             slots["thing"] = seen
         if self.style == "sparse":
             parts.append(self._pick(_SPARSE[decision.phase]))
-        elif decision.situation in ("search", "search_lamp"):
-            parts.append(self._pick(_SEARCH[decision.tier]))
+        elif self.style == "checking" and decision.situation in _TO_DO:
+            opening = opening if slip or previous is None else ""
+            words = (self._pick(_HOLDING), self._pick(_LEFT), _TO_DO[decision.situation])
+            parts = [opening, *words] if seen is None else [*parts, *words]
+        elif decision.situation in SEEKING:
+            parts.append(self._pick(_GOING_ROUND if tier is None else _SEARCH[tier]))
         elif not seen:
             parts.append(self._pick(_DENSE[decision.situation]))
         return " ".join(part.format(**slots) for part in parts if part)
@@ -270,7 +291,7 @@ class Narrator:
             return self._pick(_PLANS[_plan_of(beliefs)])
         if previous == "place":
             return self._pick(_NEXT_SEARCH)
-        searching = decision.situation in ("search", "search_lamp")
+        searching = decision.situation in SEEKING
         if searching and previous in (decision.situation, "open", "open_lamp"):
             return self._pick(_MISSES)
         return ""
@@ -290,10 +311,10 @@ def _plan_of(beliefs: Beliefs) -> str:
 
 def _seen(decision: Decision, beliefs: Beliefs) -> str | None:
     """The thing sought if it is in sight, else empty; None where nothing is sought."""
-    if decision.situation in _SEEING:
+    if decision.situation in SEEING:
         return " ".join(decision.action.split()[1:3])  # "take mug 2 from shelf 1", "use desklamp 1"
     here = beliefs.contents.get(beliefs.location or "")
-    if decision.situation not in _SEEKING or here is None or beliefs.location in beliefs.closed:
+    if decision.situation not in _LOOKING or here is None or beliefs.location in beliefs.closed:
         return None
     return None if any(kind_of(thing) == _sought(decision, beliefs) for thing in here) else ""
 
@@ -317,6 +338,7 @@ def _slots(decision: Decision, beliefs: Beliefs) -> dict[str, str]:
         "sought": sought,
         "a_sought": with_article(sought),
         "A_sought": with_article(sought).capitalize(),
+        "place": " ".join(decision.action.split()[-2:]),
         "where": _where(place_kind, beliefs),
         "here": kind_of(beliefs.location or ""),
         "places": _likely_places(sought, beliefs),

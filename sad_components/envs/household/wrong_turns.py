@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Collection
 
 from sad_components.envs.household.beliefs import Beliefs
 from sad_components.envs.household.expert import Decision
-from sad_components.envs.household.world import STATIONS, kind_of
+from sad_components.envs.household.world import LAMP, STATIONS, kind_of
 
 #: First step at which a wrong turn may happen, and how far apart two are at most.
 _EARLIEST, _LATEST, _WIDEST_GAP = 1, 4, 4
 _TWO_SHARE = 0.3
 _DETOUR_SHARE = 0.3
+_HIGHEST_CLAIMED = 3
 
 
 def schedule(share: float, rng: random.Random) -> frozenset[int]:
@@ -47,6 +49,27 @@ def wrong_action(
     return rng.choice(invalid), "invalid"
 
 
+def false_claim(decision: Decision, beliefs: Beliefs, rng: random.Random) -> Decision | None:
+    """Taking or using what is sought where it is not; None unless a search goes on from here."""
+    here = beliefs.location
+    if here not in beliefs.contents or here in beliefs.closed:
+        return None
+    number = rng.randint(1, _HIGHEST_CLAIMED)
+    if decision.situation == "search":
+        return Decision("take", f"take {beliefs.task.target} {number} from {here}", ())
+    if decision.situation == "search_lamp":
+        return Decision("use_lamp", f"use {LAMP} {number}", ())
+    return None
+
+
+def overlooking(beliefs: Beliefs, sought: str) -> Beliefs:
+    """What somebody would know who has not seen the ``sought`` kind of thing here."""
+    blind = copy.deepcopy(beliefs)
+    seen = blind.contents.get(blind.location or "", set())
+    seen -= {thing for thing in seen if kind_of(thing) == sought}
+    return blind
+
+
 def _impossible(decision: Decision, beliefs: Beliefs) -> list[str]:
     """Likely mistakes: a step skipped, a thing that is not there, a verb the game has not."""
     task, here, held = beliefs.task, beliefs.location, beliefs.holding
@@ -56,6 +79,7 @@ def _impossible(decision: Decision, beliefs: Beliefs) -> list[str]:
         place = rest.removeprefix("to ")
         kind = kind_of(place)
         out += [f"walk to {place}", f"go to {kind} {len(beliefs.of_kind(kind)) + 1}"]
+        out += [f"go to {here}"] if here else []
     if verb == "open":
         out.append(f"look in {rest}")
     if verb == "take":
