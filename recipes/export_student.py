@@ -32,8 +32,9 @@ from sad_components.evaluation.export_comparison import (
 )
 from sad_components.evaluation.prompts import PromptBuilder
 from sad_components.export import load_exported
+from sad_components.export.model_card import export_card, write_card
 from sad_components.export.variants import Variant, exported_variant, prepare
-from sad_components.export.writer import Facts, write_executorch
+from sad_components.export.writer import Facts, write_executorch, write_gguf_export
 from sad_components.models import from_pretrained, save_student
 from sad_components.models.checkpoint import TOKENIZER_FILES, load_hf_config
 from sad_components.models.quantized import (
@@ -59,10 +60,11 @@ SUPPORTS_DISTRIBUTED = False
 KEYS = ("run", "student", "reference", "tokenizer", "transform", "format", "max_seq_len")
 KEYS += ("prefill_tokens", "threads", "exports", "compare", "output_dir", "overwrite")
 REQUIRED = ("exports", "output_dir")
-_KINDS = ("hf", "executorch")
+_KINDS = ("hf", "executorch", "gguf")
 _EXPORT_KEYS = {
     "hf": ("kind", "scheme", "group_size", "student"),
     "executorch": ("kind", "scheme", "group_size", "head", "embedding", "student"),
+    "gguf": ("kind", "dtype", "student"),
 }
 _COMPARE_KEYS = ("source", "rows", "prompts", "new_tokens", "prefill", "max_error")
 
@@ -86,7 +88,9 @@ class ExportStudentRecipe:
         for name, node in cfg.exports.items():
             kind = node.get("kind") if OmegaConf.is_dict(node) else None
             if kind not in _KINDS:
-                raise ConfigError(f"exports.{name}.kind is {' or '.join(_KINDS)}; got {kind!r}")
+                raise ConfigError(
+                    f"exports.{name}.kind is one of {', '.join(_KINDS)}; got {kind!r}"
+                )
             check_keys(node, _EXPORT_KEYS[kind], f"exports.{name}")
         compare = cfg.get("compare") or OmegaConf.create({})
         check_keys(compare, _COMPARE_KEYS, "compare")
@@ -132,8 +136,10 @@ class ExportStudentRecipe:
         """
         for name, node in self.cfg.exports.items():
             print(f"exporting {name} ..", flush=True)
-            maker = self._hf if node.kind == "hf" else self._executorch
+            maker = {"hf": self._hf, "gguf": self._gguf}.get(node.kind, self._executorch)
             self.rows[name] = {"kind": node.kind, **maker(name, node)}
+            text = export_card(node.get("student") or self.student, name, self.rows[name])
+            write_card(self.output_dir / name, text)
             gc.collect()
             self._write()
         print(comparison_table(self.rows))
@@ -196,6 +202,23 @@ class ExportStudentRecipe:
                     f"made of: relative error {row['error_own']:.2e}, at most {self.max_error:.0e} "
                     "is allowed (compare.max_error). It is not kept"
                 )
+            return row
+
+    def _gguf(self, name: str, node: DictConfig) -> dict[str, Any]:
+        """A GGUF with tokenizer and manifest: written, run where llama.cpp is installed."""
+        student = Path(node.get("student") or self.student)
+        facts = Facts(student, self.transform, self.format, self.facts.stop_tokens)
+        with self._replacing(name) as folder:
+            manifest = write_gguf_export(
+                folder, facts, node.get("dtype", "fp16"), name, self.max_seq_len
+            )
+            size = manifest.files[manifest.model_file]["bytes"]
+            try:
+                exported = load_exported(folder)
+            except ImportError as error:
+                return {"runtime": "gguf", "bytes": size, "not_run": str(error)}
+            row = exported_row(exported, None, self.probe, self.reference)
+            exported.close()
             return row
 
     @contextmanager

@@ -185,13 +185,13 @@ class Reference:
 
 
 def exported_row(
-    student: Any, own: TransformerDecoder, probe: Probe, reference: Reference
+    student: Any, own: TransformerDecoder | None, probe: Probe, reference: Reference
 ) -> dict[str, Any]:
     """Figures of an exported student.
 
     Args:
         student: ``ExportedStudent`` or the like.
-        own: the eager decoder that was exported, quantised as it is.
+        own: the eager decoder that was exported, quantised as it is; None: there is none.
         probe: what to compare on.
         reference: the fp32 student.
 
@@ -202,13 +202,18 @@ def exported_row(
     found = [student.sequence_logits(row) for row in probe.rows]
     texts = greedy(student, probe)
     file = student.folder / student.manifest.model_file
-    return {
+    row = {
         "runtime": student.manifest.kind,
         "bytes": file.stat().st_size,
         **_named(speeds(student, probe)),
         "error": relative_error(found, reference.logits),
-        "error_own": relative_error(found, eager_logits(own, probe.rows)),
         "greedy_equal": texts == reference.texts,
+    }
+    if own is None:
+        return row
+    return {
+        **row,
+        "error_own": relative_error(found, eager_logits(own, probe.rows)),
         "greedy_equal_own": would_write(own, probe, texts),
     }
 

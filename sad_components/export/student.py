@@ -84,8 +84,8 @@ class ExportedStudent:
         self.max_seq_len = self.manifest.max_seq_len
         self.vocab_size = self.manifest.vocab_size
         self.tokenizer = tokenizer_of(self.folder, self.manifest)
-        self._program = _load_program(self.folder / self.manifest.model_file, threads)
-        _check_program(self._program, self.manifest, self.folder)
+        self._threads = threads
+        _check_program(self._load(), self.manifest, self.folder)
         self._sessions = sessions
         self._slots: OrderedDict[int, _Slot] = OrderedDict()
 
@@ -140,10 +140,14 @@ class ExportedStudent:
             at = end
         return torch.cat(kept)
 
+    def _load(self) -> Any:
+        """The program anew: methods of one that was loaded once share their caches."""
+        return _load_program(self.folder / self.manifest.model_file, self._threads)
+
     def _slot(self, session: int) -> _Slot:
         if session not in self._slots:
             if len(self._slots) < self._sessions:
-                self._slots[session] = _Slot(_new_instance(self._program))
+                self._slots[session] = _Slot(self._load().load_method(METHOD))
             else:
                 _, oldest = self._slots.popitem(last=False)
                 oldest.read = []
@@ -191,13 +195,6 @@ def _load_program(path: Path, threads: int | None) -> Any:
             f"{path} is no program that ExecuTorch reads ({error}): copy it anew, or export the "
             "student anew"
         ) from error
-
-
-def _new_instance(program: Any) -> Any:
-    """The method with caches of its own (``Program.load_method`` gives the same one again)."""
-    from executorch.runtime import Method
-
-    return Method(program._program.load_method(METHOD))
 
 
 def _check_program(program: Any, manifest: Manifest, folder: Path) -> None:

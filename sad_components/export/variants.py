@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchao.quantization import IntxWeightOnlyConfig, PerAxis, PerGroup, quantize_
+from torchao.quantization import (
+    IntxUnpackedToInt8Tensor,
+    IntxWeightOnlyConfig,
+    PerAxis,
+    PerGroup,
+    quantize_,
+)
 from torchtune.modules import TiedLinear, TransformerDecoder
 
 from sad_components.models import from_pretrained
@@ -99,7 +105,8 @@ def exported_variant(folder: str | Path, variant: Variant) -> Variant:
 def prepare(folder: str | Path, variant: Variant) -> TransformerDecoder:
     """The eager decoder that is exported: what the ``.pte`` must agree with.
 
-    Its head is a layer of its own, also where the student's is tied to the embedding.
+    Its head is a layer of its own, also where the student's is tied to the embedding, and scales of
+    groups of weights are rounded to bf16: XNNPACK holds them so.
 
     Args:
         folder: a student in Hugging Face format, or one that is quantised.
@@ -126,6 +133,7 @@ def prepare(folder: str | Path, variant: Variant) -> TransformerDecoder:
     untie_(model)
     if variant.head is not None:
         _quantize_head_(model.output, variant)
+    _round_group_scales_(model)
     if variant.embedding is not None:
         _quantize_embedding_(model, variant)
     return model.eval().requires_grad_(False)
@@ -139,6 +147,14 @@ def untie_(model: TransformerDecoder) -> TransformerDecoder:
         head.weight = nn.Parameter(weight.clone(), requires_grad=False)
         model.output = head
     return model
+
+
+@torch.no_grad()
+def _round_group_scales_(model: TransformerDecoder) -> None:
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, IntxUnpackedToInt8Tensor) and weight.scale.shape[-1] > 1:
+            weight.scale.copy_(weight.scale.bfloat16())
 
 
 def _quantize_head_(head: nn.Linear, variant: Variant) -> None:

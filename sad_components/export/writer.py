@@ -9,9 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sad_components.data.tokenizers import HFTokenizer
 from sad_components.data.transform import SpanTokenizer
 from sad_components.export.decoder import ExportDecoder
+from sad_components.export.gguf import write_gguf
 from sad_components.export.lowering import lower
 from sad_components.export.manifest import (
     TRANSFORM_KEYS,
@@ -23,9 +26,11 @@ from sad_components.export.requirements import require_executorch
 from sad_components.export.variants import Variant, exported_variant, prepare
 from sad_components.formats import get_format
 from sad_components.models.checkpoint import TOKENIZER_FILES, load_hf_config
+from sad_components.models.families import build_decoder
 from sad_components.models.hidden import vocab_size_of
+from sad_components.models.quantized import quantized_scheme
 
-PTE_FILE = "model.pte"
+PTE_FILE, GGUF_FILE = "model.pte", "model.gguf"
 _TEMPLATE_FILE = "chat_template.jinja"
 _PACKAGES = ("torchtune-sad", "torch", "torchtune", "torchao", "executorch", "transformers")
 
@@ -189,6 +194,41 @@ def write_executorch(
         vocab_size=vocabulary,
         quantization=chosen.described(),
         extra={"backend": "xnnpack", "delegated": lowered["delegated"]},
+    )
+    return write_manifest(out_dir, manifest)
+
+
+def write_gguf_export(
+    out_dir: Path, facts: Facts, dtype: str, name: str, max_seq_len: int | None = None
+) -> Manifest:
+    """Writes a student as a GGUF with tokenizer and manifest; what the manifest says.
+
+    Args:
+        out_dir: an empty folder.
+        facts: the student.
+        dtype: of the large matrices, see ``sad_components.export.gguf.write_gguf``.
+        name: of the variant, for people.
+        max_seq_len: longest sequence; None: the student's context.
+
+    Raises:
+        ValueError: the student cannot be a GGUF, or is quantised already.
+    """
+    config = load_hf_config(facts.student)
+    if quantized_scheme(config) is not None:
+        raise ValueError(f"{facts.student} is quantised: write the GGUF of the student itself")
+    with torch.device("meta"):
+        model = build_decoder(config)
+    write_gguf(facts.student, out_dir / GGUF_FILE, dtype)
+    copy_tokenizer(facts.tokenizer, out_dir)
+    length = max_seq_len or model.max_seq_len
+    manifest = facts.manifest(
+        kind="gguf",
+        variant=name,
+        model_file=GGUF_FILE,
+        max_seq_len=length,
+        prefill_tokens=length,
+        vocab_size=vocab_size_of(model),
+        quantization={} if dtype == "fp32" else {"weights": dtype},
     )
     return write_manifest(out_dir, manifest)
 

@@ -19,6 +19,7 @@ from sad_components.models.torchao_folders import TORCHAO_SCHEMES
 from sad_components.training.config import load_recipe
 
 _PTE = ("fp32", *PTE_SCHEMES)
+_GGUF = ("fp32", "fp16", "bf16", "q8_0")
 _HF = ("plain", *SCHEMES, *TORCHAO_SCHEMES)
 
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``sad export``; 0 when every export agrees with its eager model."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if not args.pte and not args.hf:
+    if not (args.pte or args.hf or args.gguf):
         args.pte = ["fp32", "8da4w"]
     recipe = load_recipe("export_student").ExportStudentRecipe(config_of(args))
     recipe.setup()
@@ -76,6 +77,8 @@ def config_of(args: argparse.Namespace) -> DictConfig:
             node["head"] = None if args.head == "fp32" else args.head
             node["embedding"] = None if args.embedding == "fp32" else args.embedding
         cfg["exports"][name] = node
+    for name in args.gguf:
+        cfg["exports"][f"gguf_{name}"] = {"kind": "gguf", "dtype": name}
     return OmegaConf.create(cfg)
 
 
@@ -89,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         choices=_PTE,
         metavar="VARIANT",
-        help=f"ExecuTorch programs: {', '.join(_PTE)} (without --pte and --hf: fp32 8da4w)",
+        help=f"ExecuTorch programs: {', '.join(_PTE)} (without any of the three: fp32 8da4w)",
     )
     parser.add_argument(
         "--hf",
@@ -98,6 +101,14 @@ def _parser() -> argparse.ArgumentParser:
         choices=_HF,
         metavar="SCHEME",
         help=f"folders for torch: {', '.join(_HF)}",
+    )
+    parser.add_argument(
+        "--gguf",
+        nargs="*",
+        default=[],
+        choices=_GGUF,
+        metavar="DTYPE",
+        help=f"files for llama.cpp: {', '.join(_GGUF)}",
     )
     parser.add_argument(
         "--head",

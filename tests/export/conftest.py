@@ -24,7 +24,13 @@ def fp32(student, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def quantised(student, tmp_path_factory) -> Path:
+def shallow(tmp_path_factory) -> Path:
+    """A student of one layer: lowering a quantised one takes half a minute."""
+    return write_student(tmp_path_factory.mktemp("shallow") / "student", num_hidden_layers=1)
+
+
+@pytest.fixture(scope="session")
+def quantised(shallow, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("8da4w")
-    write_executorch(folder, facts(student), QUANTISED, "8da4w", max_seq_len=96, prefill_tokens=16)
+    write_executorch(folder, facts(shallow), QUANTISED, "8da4w", max_seq_len=96, prefill_tokens=16)
     return folder

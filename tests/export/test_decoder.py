@@ -100,7 +100,7 @@ def test_a_student_quantised_in_training_keeps_its_rounding(tmp_path):
         again = prepare(student, Variant("8da4w"))(ids)
         plain = from_pretrained(student).eval()(ids)
     assert torch.equal(own, again)
-    assert 1e-3 < distance(own, plain) < 0.3
+    assert 1e-3 < distance(own, plain) < 0.5
     with pytest.raises(ValueError, match="quantised by 8da4w; it cannot become 8da8w"):
         exported_variant(quantized, Variant("8da8w"))
 

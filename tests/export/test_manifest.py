@@ -57,7 +57,8 @@ def test_says_what_a_runner_must_know(folder):
     assert found.architecture["model_type"] == "llama"
     assert set(found.source["sha256"]) == {"config.json", "model.safetensors"}
     assert found.versions["torch"].startswith("2.13")
-    assert set(found.files) == {"model.pte", "tokenizer.json", "tokenizer_config.json"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert set(found.files) == {"model.pte", *tokenizer}
     for name, known in found.files.items():
         assert known["sha256"] == file_hash(folder / name)
     assert is_export(folder)

@@ -1,8 +1,10 @@
 """`sad play`: an episode in the terminal, whoever plays, whatever an observation says."""
 
 import pytest
+from exports import needs_executorch, write_student
 
 from sad_components import cli
+from sad_components.models.quantized import Scheme, quantize_folder
 from sad_components.viewer import play
 
 
@@ -68,20 +70,26 @@ def test_colours_where_there_are_some(capsys, monkeypatch, colours):
     assert ("reason│" in out) is not colours
 
 
-def test_a_model_from_a_folder(capsys, tmp_path, monkeypatch):
-    from sad_components import models
+def test_a_model_from_a_folder(capsys, tmp_path):
+    """A student as it was trained, and a quantised one."""
+    student = write_student(tmp_path / "student", max_position_embeddings=2048)
+    quantized = quantize_folder(student, tmp_path / "quantized", Scheme("8da4w", 32))
+    for folder in (student, quantized):
+        arguments = ["--model", str(folder), "--option", "max_steps=1"]
+        code, out, _ = run(capsys, "rooms.Rooms", *arguments)
+        assert code == 1
+        assert out.endswith("out of steps · 1 steps · score 0\n")
 
-    config = {
-        "model_type": "llama", "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "tie_word_embeddings": True,
-    }  # fmt: skip
-    monkeypatch.setattr(models, "from_pretrained", lambda path: models.from_scratch(config))
-    arguments = ["--model", str(tmp_path), "--tokenizer", "shipped:household/tokenizer"]
-    code, out, _ = run(capsys, "rooms.Rooms", *arguments, "--option", "max_steps=1")
+
+@needs_executorch
+def test_an_exported_student_plays(capsys, fp32_long):
+    arguments = ["--model", str(fp32_long), "--option", "max_steps=1"]
+    code, out, _ = run(capsys, "rooms.Rooms", *arguments)
     assert code == 1
     assert out.endswith("out of steps · 1 steps · score 0\n")
+    code, _, err = run(capsys, "rooms.Rooms", *arguments, "--style", "chat")
+    assert code == 2
+    assert "was exported for plain style; got chat" in err
 
 
 @pytest.mark.parametrize(

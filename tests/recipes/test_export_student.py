@@ -1,0 +1,178 @@
+"""The export recipe: every export is run and compared; what is wrong is not kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from exports import needs_executorch, write_student
+from loading import load_module
+from omegaconf import OmegaConf
+
+from sad_components import cli
+from sad_components.export import read_manifest
+from sad_components.models.quantized import Scheme, load_quantized, quantize_folder
+from sad_components.training.config import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def recipe_class():
+    return load_module("recipes/export_student.py").ExportStudentRecipe
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """As after a training run: its folder holds the config and the student."""
+    run = tmp_path / "run"
+    write_student(run / "student", num_hidden_layers=1, max_position_embeddings=1024)
+    trained = OmegaConf.load(ROOT / "configs" / "tiny" / "structured_kd.yaml")
+    OmegaConf.save(trained, run / "config.yaml")
+    cfg = OmegaConf.load(ROOT / "configs" / "tiny" / "export_student.yaml")
+    cfg.run, cfg.output_dir = str(run), str(tmp_path / "out")
+    cfg.compare = {"rows": 1, "prompts": 1, "new_tokens": 4, "prefill": 16}
+    return cfg
+
+
+def export(recipe_class, cfg):
+    recipe = recipe_class(cfg)
+    recipe.setup()
+    recipe.export()
+    return json.loads((Path(cfg.output_dir) / "export.json").read_text())
+
+
+@needs_executorch
+def test_the_shipped_config(recipe_class, cfg, capsys):
+    """Its four exports, their figures, and what lies in the folders."""
+    found = export(recipe_class, cfg)
+    rows = found["exports"]
+    assert list(rows) == ["eager fp32", "hf", "int8_weight_only", "fp32", "8da4w"]
+    assert rows["hf"]["error"] < 1e-6
+    assert 1e-4 < rows["int8_weight_only"]["error"] < 0.05
+    assert rows["fp32"]["error"] < 1e-5
+    assert rows["fp32"]["greedy_equal"] is True
+    assert rows["8da4w"]["error_own"] < 2e-2 < rows["8da4w"]["error"]
+    assert rows["8da4w"]["bytes"] < rows["fp32"]["bytes"]
+    for row in rows.values():
+        assert row["decode_tokens_per_s"] > 0
+        assert row["prefill_tokens_per_s"] > 0
+    out = Path(cfg.output_dir)
+    assert sorted(p.name for p in out.iterdir()) == sorted([*list(rows)[1:], "export.json"])
+    manifest = read_manifest(out / "8da4w")
+    assert manifest.max_seq_len == 512
+    assert manifest.quantization == {
+        "linear": "8da4w",
+        "head": "8da8w",
+        "embedding": "int8",
+        "group_size": 32,
+    }
+    assert manifest.transform["style"] == "plain"
+    shown = capsys.readouterr().out
+    assert "own error" in shown
+    assert "exports -> " in shown
+
+
+def test_what_this_cpu_cannot_run_is_marked(recipe_class, cfg, monkeypatch, capsys):
+    cfg.exports = {"float8": {"kind": "hf", "scheme": "float8_dynamic"}}
+    module = recipe_class.__init__.__globals__
+
+    def fail(*args, **kwargs):
+        if args[2] is not None:
+            raise NotImplementedError("no such product on this CPU")
+        return {"runtime": "eager", "bytes": 1}
+
+    monkeypatch.setitem(module, "eager_row", fail)
+    row = export(recipe_class, cfg)["exports"]["float8"]
+    assert row["not_run"] == "no such product on this CPU"
+    assert load_quantized(Path(cfg.output_dir) / "float8")
+    assert "float8: written and reloaded, not run: no such product" in capsys.readouterr().out
+
+
+def test_gguf_is_written_and_where_it_cannot_run_marked(recipe_class, cfg):
+    """llama-cpp-python is no dependency; tests/export/test_gguf_student.py runs it."""
+    cfg.exports = {"gguf": {"kind": "gguf", "dtype": "fp32"}}
+    row = export(recipe_class, cfg)["exports"]["gguf"]
+    manifest = read_manifest(Path(cfg.output_dir) / "gguf")
+    assert row["bytes"] == (Path(cfg.output_dir) / "gguf" / "model.gguf").stat().st_size
+    assert manifest.kind == "gguf"
+    assert row.get("error", 0) < 1e-2
+    assert ("not_run" in row) is (importlib.util.find_spec("llama_cpp") is None)
+
+
+@needs_executorch
+def test_a_program_that_computes_something_else_is_not_kept(recipe_class, cfg, monkeypatch):
+    cfg.exports = {"fp32": {"kind": "executorch"}}
+    cfg.compare.max_error = 1e-12
+    with pytest.raises(ValueError, match=r"gives other logits than the eager model .* is not kept"):
+        export(recipe_class, cfg)
+    assert not list(Path(cfg.output_dir).glob("*fp32*"))
+
+
+def test_a_quantised_student_needs_its_reference(recipe_class, cfg, tmp_path):
+    student = Path(cfg.run) / "student"
+    cfg.student = str(quantize_folder(student, tmp_path / "quantized", Scheme("8da4w", 32)))
+    with pytest.raises(ConfigError, match="is quantised: name the student that it was made of"):
+        recipe_class(cfg).setup()
+    cfg.reference = str(student)
+    cfg.exports = {"copy": {"kind": "hf"}}
+    row = export(recipe_class, cfg)["exports"]["copy"]
+    assert 1e-3 < row["error"] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"exports": {"x": {"kind": "onnx"}}},
+            r"exports.x.kind is one of hf, executorch, gguf; got 'onnx'",
+        ),
+        ({"exports": {"x": {"kind": "hf", "head": "8da8w"}}}, "nobody reads .* of exports.x"),
+        ({"exports": {}}, "exports names at least one export"),
+        ({"exports": {"x": {"kind": "hf", "scheme": "int3"}}}, r"exports.x.scheme is null or"),
+        ({"exports": {"x": {"kind": "executorch", "scheme": "int4"}}}, "wrong numbers and no"),
+        ({"run": None}, "give run .* or student"),
+        ({"run": "nowhere"}, r"run names the folder of a training run; nowhere.config.yaml is not"),
+        ({"max_seq_len": 8, "compare": {"new_tokens": 9}}, "lower compare.new_tokens"),
+    ],
+)
+def test_mistakes_are_named(recipe_class, cfg, change, message):
+    cfg.merge_with({k: v for k, v in change.items() if k != "exports"})
+    if "exports" in change:
+        cfg.exports = change["exports"]
+    with pytest.raises(ValueError, match=message):
+        export(recipe_class, cfg)
+
+
+def test_results_are_not_overwritten_unasked(recipe_class, cfg):
+    Path(cfg.output_dir).mkdir()
+    (Path(cfg.output_dir) / "export.json").write_text("{}")
+    cfg.overwrite = False
+    with pytest.raises(ConfigError, match=r"export.json exists and would be lost"):
+        recipe_class(cfg).setup()
+
+
+def test_the_command(cfg, capsys):
+    """The same through `sad export`, of a run and of a student alone."""
+    out = Path(cfg.output_dir)
+    assert cli.main(["export", cfg.run, "--out", str(out), "--hf", "plain", "--rows", "1"]) == 0
+    assert (out / "hf" / "model.safetensors").is_file()
+    assert "eager fp32" in capsys.readouterr().out
+    student = ["export", f"{cfg.run}/student", "--style", "plain", "--out", str(out)]
+    assert cli.main([*student, "--hf", "8da4w", "--rows", "1"]) == 2
+    assert "exists and would be lost" in capsys.readouterr().err
+    assert cli.main([*student, "--hf", "8da4w", "--rows", "1", "--overwrite"]) == 0
+    assert (out / "8da4w_eager" / "config.json").is_file()
+
+
+def test_the_qat_config_is_the_students_with_rounding():
+    """Two configs that must not drift apart: one student, trained with and without rounding."""
+    plain, rounded = (
+        OmegaConf.load(ROOT / "configs" / "household" / f"{name}.yaml")
+        for name in ("distil_student", "distil_student_qat")
+    )
+    different = {key for key in {*plain, *rounded} if plain.get(key) != rounded.get(key)}
+    assert different == {"output_dir", "qat", "qat_group_size"}
+    assert (rounded.qat, rounded.qat_group_size) == ("8da4w", 32)
