@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchtune.modules.attention_utils import packed_block_causal_mask
+from torchtune.modules.attention_utils import create_block_causal_mask, packed_block_causal_mask
 
 from sad_components.data.transform import TokenizedTrajectory
 from sad_components.loss.spec import LossSpec
@@ -89,8 +89,8 @@ class Batch:
 
         Returns:
             ``input_pos`` [B, S], which starts at 0 in every row, and ``mask``, by which a token
-            sees the earlier ones of its own row only: bool [B, S, S] (true: sees), or flex
-            attention's ``BlockMask`` where torchtune uses that.
+            sees the earlier ones of its own row only: bool [B, S, S] (true: sees), or on a GPU
+            flex attention's ``BlockMask`` where torchtune uses that.
         """
         if not self.packed:
             return {}
@@ -101,7 +101,9 @@ class Batch:
         ]
         padded = [[*seq, width - sum(seq)] if sum(seq) < width else seq for seq in lengths]
         positions = [torch.cat([torch.arange(n) for n in seq]) for seq in padded]
-        mask = packed_block_causal_mask([torch.tensor(seq, device=device) for seq in padded])
+        # torchtune puts the mask of a CPU's batch on the GPU, too, if there is one
+        make = packed_block_causal_mask if device.type == "cuda" else create_block_causal_mask
+        mask = make([torch.tensor(seq, device=device) for seq in padded])
         return {"mask": mask, "input_pos": torch.stack(positions).to(device)}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sad_components.data import StepOrder, collate
+from sad_components.data import StepOrder, collate, collate_packed
+from sad_components.data import batch as batch_module
 from sad_components.data.batch import PADDING
 from sad_components.data.transform import TokenizedTrajectory
 from sad_components.loss import LossSpec, SpanLoss
@@ -62,3 +63,16 @@ def test_rows_of_a_step_come_by_length():
 def test_a_step_reads_at_least_one_row():
     with pytest.raises(ValueError, match="at least one row; got 0"):
         StepOrder([1], 0, 0)
+
+
+def test_packed_rows_on_a_cpu_get_a_dense_mask_also_beside_a_gpu(monkeypatch):
+    """torchtune's own mask lies on a machine's GPU, whatever the device of the batch."""
+
+    def on_the_gpu(lengths):
+        raise AssertionError("the mask of a CPU's batch would lie on the GPU")
+
+    monkeypatch.setattr(batch_module, "packed_block_causal_mask", on_the_gpu)
+    batch = collate_packed([[row([0, 1, 2]), row([0, 2, 2], "s")]], pad_id=7)
+    mask = batch.attention["mask"]
+    assert mask.device.type == "cpu"
+    assert mask[0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
