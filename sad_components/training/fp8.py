@@ -45,7 +45,8 @@ def use_fp8_(model: nn.Module, recipe: str, device: torch.device) -> list[str]:
         Lines for people: real or emulated, how many layers, which were left out.
 
     Raises:
-        ValueError: another recipe, adapters, or no layer that FP8 is for.
+        ValueError: another recipe, adapters, no layer that FP8 is for, or a device whose FP8
+            products do not run in the model's dtype.
     """
     if recipe not in RECIPES:
         raise ValueError(f"fp8 is null, {' or '.join(RECIPES)}; got {recipe!r}")
@@ -64,6 +65,8 @@ def use_fp8_(model: nn.Module, recipe: str, device: torch.device) -> list[str]:
         pad_inner_dim=True,  # a weight's gradient sums over tokens, of which there are any number
     )
     chosen = set(layers) - set(odd)
+    if not emulated:
+        _try(config, recipe, device, next(model.parameters()).dtype)
     swap_linear_layers(
         model,
         lambda layer: _Linear.from_float(layer, config=config),
@@ -77,6 +80,20 @@ def use_fp8_(model: nn.Module, recipe: str, device: torch.device) -> list[str]:
             f"({odd[0]}: {list(layers[odd[0]].weight.shape)})"
         )
     return lines
+
+
+def _try(config: Float8LinearConfig, recipe: str, device: torch.device, dtype: torch.dtype) -> None:
+    """One small layer there and back: some kernels know fewer dtypes than the emulation."""
+    layer = nn.Linear(_MULTIPLE, 2 * _MULTIPLE, bias=False, dtype=dtype, device=device)
+    hidden = torch.ones(3, _MULTIPLE, dtype=dtype, device=device)
+    try:
+        _Linear.from_float(layer, config=config)(hidden).sum().backward()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"fp8: {recipe} does not run on {device} with parameters in "
+            f"{str(dtype).removeprefix('torch.')} ({reason:.200}); use dtype: bf16, or fp8: null"
+        ) from error
 
 
 def has_fp8(device: torch.device, recipe: str) -> bool:

@@ -60,12 +60,31 @@ def test_no_tokens_go_through(recipe):
 )
 def test_a_gpu_multiplies_for_real_where_it_can(monkeypatch, capability, recipe, there):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    tried = []
+    monkeypatch.setattr(fp8, "_try", lambda config, *rest: tried.append(rest))
     model = tiny_llama()
     lines = use_fp8_(model, recipe, torch.device("cuda"))
     assert ("real" if there else "emulated") in lines[0]
     config = model.layers[0].mlp.w1.config
     assert config.emulate is not there
     assert config.pad_inner_dim
+    assert tried == ([(recipe, torch.device("cuda"), torch.float32)] if there else [])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_products_that_do_not_run_in_the_models_dtype_are_refused(recipe, monkeypatch):
+    """A device that says it has FP8 is tried before anything is trained."""
+    monkeypatch.setattr(fp8, "has_fp8", lambda device, recipe: True)
+    emulated = fp8.replace(fp8.Float8LinearConfig.from_recipe_name(recipe), emulate=True)
+    fp8._try(emulated, recipe, CPU, torch.bfloat16)
+
+    def forward(self, input):
+        raise RuntimeError("Only bf16\n outputs")
+
+    monkeypatch.setattr(fp8._Linear, "forward", forward)
+    message = rf"{recipe} does not run on cpu .* float32 \(Only bf16 outputs\); use dtype: bf16"
+    with pytest.raises(ValueError, match=message):
+        use_fp8_(tiny_llama(), recipe, CPU)
 
 
 def test_what_cannot_work_is_refused():
