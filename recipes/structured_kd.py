@@ -24,6 +24,7 @@ from sad_components.data import Batch, Batching, StepOrder, blank, collate_packe
 from sad_components.data.curriculum import Curriculum, CurriculumOrder
 from sad_components.data.transform import SpanTokenizer, TokenizedTrajectory
 from sad_components.evaluation.heldout import HeldoutEvaluator, format_table, teacher_row
+from sad_components.export.model_card import write_run_cards
 from sad_components.loss import HiddenRows, LossOutput
 from sad_components.models.hidden import (
     head_of,
@@ -465,7 +466,9 @@ class StructuredKDRecipe:
                 return
             made = self.weights.write_finished(self.folder, base_folder_of(self.cfg.student))
         made += self.switches.write_quantized(self.folder.student, self.folder.quantized)
-        self.folder.write_summary(self.summary())
+        summary = self.summary()
+        made += write_run_cards(self.folder.path, summary)
+        self.folder.write_summary(summary)
         order = ("before", "after", "teacher")
         names = {"before": "student before", "after": "student after", "teacher": "teacher"}
         rows = {names[k]: self.heldout[k] for k in order if k in self.heldout}
