@@ -48,13 +48,19 @@ SWITCHES = {
 }
 
 
-def train(name: str, output_dir: str | Path):
-    """The recipe of a switch, trained in this process into ``output_dir``, and its losses."""
+def train(name: str, output_dir: str | Path, *more: str):
+    """The recipe of a switch, trained in this process into ``output_dir``, and its losses.
+
+    Args:
+        name: of the switch.
+        output_dir: where to.
+        more: further overrides.
+    """
     sys.path.insert(0, str(ROOT / "tests" / "support"))
     from omegaconf import OmegaConf
     from recipe_runs import run_recipe
 
-    given = [*COMMON, *SWITCHES[name], f"output_dir={output_dir}"]
+    given = [*COMMON, *SWITCHES[name], f"output_dir={output_dir}", *more]
     tiny = OmegaConf.load(ROOT / "configs" / "tiny" / "structured_kd.yaml")
     cfg = OmegaConf.merge(tiny, OmegaConf.from_dotlist(given))
     recipe = run_recipe(cfg)
