@@ -91,7 +91,7 @@ def run_and_kill(
         return newest(folder) > before and bool(unfinished(folder))
 
     while process.poll() is None and not begun():
-        time.sleep(0.0005)
+        time.sleep(0.003)
     time.sleep(wait)
     if process.poll() is not None:
         finish(process)
