@@ -23,13 +23,11 @@ from sad_components.training.memory import (
     MemoryEstimate,
     RunShape,
     available_bytes,
-    base_bytes,
     estimate,
     first_steps,
     gigabytes,
     largest_step,
 )
-from sad_components.training.sharding import Sharding
 
 #: Where the data cannot be read: the agent's share of tokens, and rows as long as allowed.
 _ASSUMED_SHARE, _ASSUMED_LENGTH = 0.5, 2048
@@ -84,7 +82,7 @@ def check_run(
     if not fits:
         smaller = OmegaConf.merge(cfg, {"activation_checkpointing": True})
         checkpointed = estimated(smaller, student, teacher, data, device, processes)
-        helping = switches(cfg, found, checkpointed, student)
+        helping = switches(cfg, found, checkpointed, student, device, processes)
         lines += [f"  would help: {switch}" for switch in helping]
     figures = {"total": found.total, "available": available, **found.parts}
     yield "memory", "ok" if fits else "fail", lines, figures
@@ -106,22 +104,13 @@ def estimated(
 ) -> MemoryEstimate:
     """Memory of a process; arguments as for :func:`check_run`."""
     models = [m for m in (student, teacher) if m is not None]
-    run = RunShape(
-        step=_largest_step(cfg, data, processes),
-        heldout_tokens=0 if data is None else data.heldout_tokens,
-        vocab=min(vocab_size_of(m) for m in models),
-        checkpointed=bool(cfg.get("activation_checkpointing")),
-        **Sharding.read(cfg, processes, device).ranks,
-    )
-    return estimate(
-        student,
-        teacher,
-        build(cfg.loss, "loss"),
-        partial(build, cfg.optimizer, "optimizer"),
-        run,
-        device,
-        base_bytes(device),
-    )
+    step = _largest_step(cfg, data, processes)
+    heldout = 0 if data is None else data.heldout_tokens
+    vocab = min(vocab_size_of(m) for m in models)
+    dtype = next(student.parameters()).dtype
+    run = RunShape.read(cfg, step, heldout, vocab, dtype, device, processes)
+    loss, optimizer = build(cfg.loss, "loss"), partial(build, cfg.optimizer, "optimizer")
+    return estimate(student, teacher, loss, optimizer, run, device)
 
 
 def switches(
@@ -129,6 +118,8 @@ def switches(
     found: MemoryEstimate,
     checkpointed: MemoryEstimate,
     student: TransformerDecoder,
+    device: torch.device,
+    processes: int,
 ) -> list[str]:
     """What would make a run smaller, the largest saving first.
 
@@ -137,6 +128,8 @@ def switches(
         found: its estimate.
         checkpointed: the estimate with activation checkpointing.
         student: on the meta device.
+        device: that the config names.
+        processes: of the run.
     """
     part = found.parts
     options = []
@@ -150,11 +143,24 @@ def switches(
     if part.get("teacher weights"):
         cached = part["teacher weights"] + part.get("teacher rows", 0)
         options.append((cached, "write the teacher down first: recipes/cache_teacher.py"))
+        if cfg.get("teacher_precision") is None and processes == 1:
+            saving = int(part["teacher weights"] * _NF4_SAVES)
+            options.append((saving, "teacher_precision: nf4"))
     if next(student.parameters()).dtype == torch.float32:
         options.append(((found.total - part["process"]) // 2, "dtype: bf16"))
-    options.append((part["optimizer state"] // 2, "an optimizer with less state (8 bits, SGD)"))
+    options.append(
+        (part.get("optimizer state", 0) // 2, "an optimizer with less state (8 bits, SGD)")
+    )
     options += _adapter_switches(found, student)
     own = sum(part.get(k, 0) for k in ("student weights", "gradients", "optimizer state"))
+    if device.type == "cuda":
+        shared = own + part.get("teacher weights", 0)
+        if processes == 1:
+            options.append((shared // 2, "two GPUs instead of one: tune run --nproc_per_node 2"))
+        elif not cfg.get("fsdp_cpu_offload"):
+            options.append((shared, "fsdp_cpu_offload: true"))
+        if not cfg.get("activation_offloading"):
+            options.append((part.get("activations", 0) // 2, "activation_offloading: true"))
     options.append((own // 2, "a student with half the layers (sad prune, cut_student)"))
     ranked = sorted(options, key=lambda option: -option[0])
     return [f"{what} (saves about {gigabytes(saving)})" for saving, what in ranked if saving > 0]
@@ -164,7 +170,7 @@ def _adapter_switches(found: MemoryEstimate, student: TransformerDecoder) -> lis
     """What adapters would save, or a base in NF4 under them."""
     part, adapters = found.parts, adapters_of(student)
     if not adapters:
-        saving = part["optimizer state"] + part.get("gradients", 0)
+        saving = part.get("optimizer state", 0) + part.get("gradients", 0)
         return [(saving, "adapters instead of all weights (lora_from_pretrained)")]
     plain = [m.weight.nbytes for m in adapters.values() if not isinstance(m.weight, NF4Tensor)]
     return [(int(sum(plain) * _NF4_SAVES), "student.quantize_base: true")]

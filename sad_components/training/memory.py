@@ -5,11 +5,13 @@ Shape legend: N supervised tokens, V vocabulary, D width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 from torch import nn
 from torchtune.modules import TransformerDecoder
 
@@ -18,7 +20,10 @@ from sad_components.loss import Head, HiddenRows
 from sad_components.loss.fused import FusedStructuredKDLoss, tile_bytes
 from sad_components.models.hidden import head_of
 from sad_components.models.lora import trained_parameters
-from sad_components.training.live_bytes import LiveBytes, StepShape, step_bytes
+from sad_components.models.quantized import Scheme
+from sad_components.training.live_bytes import LiveBytes, StepBytes, StepShape, step_bytes
+from sad_components.training.sharding import Sharding
+from sad_components.training.switches import Switches, prepare_qat_
 
 #: What a CUDA context and the libraries' workspaces take.
 _CUDA_BASE = 1_000_000_000
@@ -55,6 +60,10 @@ class RunShape:
         heldout_tokens: supervised tokens of the held-out rows, whose teacher rows are kept.
         vocab: token ids that the loss reads.
         checkpointed: whether the student's layers run again in the backward pass.
+        offloaded: whether what layers keep lies elsewhere meanwhile (``activation_offloading``).
+        qat: what the student's linear layers round as, if they do.
+        parts_elsewhere: whether the parts of spread models lie elsewhere (``fsdp_cpu_offload``).
+        copies: whether checkpoints are written from a copy on the device (``async_save``).
         ranks: that the student's parameters are spread over.
         teacher_ranks: that the teacher's are.
     """
@@ -63,8 +72,52 @@ class RunShape:
     heldout_tokens: int
     vocab: int
     checkpointed: bool = False
+    offloaded: bool = False
+    qat: Scheme | None = None
+    parts_elsewhere: bool = False
+    copies: bool = False
     ranks: int = 1
     teacher_ranks: int = 1
+
+    @classmethod
+    def read(
+        cls,
+        cfg: DictConfig,
+        step: StepShape,
+        heldout_tokens: int,
+        vocab: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        world: int,
+    ) -> RunShape:
+        """The shape of a config's run, its switches included.
+
+        Args:
+            cfg: of recipe structured_kd.
+            step: see the class.
+            heldout_tokens: see the class.
+            vocab: see the class.
+            dtype: of the student.
+            device: where the models will lie.
+            world: processes.
+
+        Raises:
+            ConfigError: switches that cannot work.
+        """
+        switches = Switches.read(cfg, device, dtype)
+        sharding = Sharding.read(cfg, world, device)
+        saves = cfg.get("save_every_n_steps") or cfg.get("keep_best")
+        return cls(
+            step=step,
+            heldout_tokens=heldout_tokens,
+            vocab=vocab,
+            checkpointed=switches.checkpointing,
+            offloaded=switches.offloading,
+            qat=switches.qat,
+            parts_elsewhere=sharding.cpu_offload,
+            copies=bool(cfg.get("async_save") and saves and device.type == "cpu"),
+            **sharding.ranks,
+        )
 
 
 def estimate(
@@ -74,7 +127,6 @@ def estimate(
     make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
     run: RunShape,
     device: torch.device,
-    base: int,
 ) -> MemoryEstimate:
     """What a process of the recipe holds at its largest moment.
 
@@ -85,18 +137,19 @@ def estimate(
         make_optimizer: the config's optimizer, of given parameters.
         run: shapes.
         device: where the models will lie.
-        base: bytes that the process takes without models.
     """
     dtype = next(student.parameters()).dtype
-    step = step_bytes(student, run.step, checkpointed=run.checkpointed)
+    step = _student_step(student, run)
     trained = list(trained_parameters(student).values())
     gradients = sum(p.nbytes for p in trained) // run.ranks
     state = sum(p.numel() for p in trained) * state_bytes(make_optimizer, dtype)
     fixed = {
-        "process": base,
+        "process": base_bytes(device),  # here: the optimizer's first step has loaded modules
         "student weights": _weight_bytes(student) // run.ranks,
         "optimizer state": int(state / run.ranks),
     }
+    if run.copies:
+        fixed["copy for async_save"] = int(sum(p.nbytes for p in trained) + state)
     gathered = {"gathered parameters": _gathered_bytes(student, run.ranks)}
     forward = 0
     if teacher is not None:
@@ -122,8 +175,24 @@ def estimate(
         "gradients": gradients,
         "optimizer's temporaries": _temporaries(trained, device) // run.ranks,
     }
+    if run.parts_elsewhere:
+        elsewhere = ("student weights", "optimizer state", "teacher weights")
+        fixed = {name: size for name, size in fixed.items() if name not in elsewhere}
+        moments["end of the backward pass"].pop("gradients")
+        moments.pop("optimizer step")
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     return MemoryEstimate({**fixed, **moments[moment]}, moment)
+
+
+def _student_step(student: TransformerDecoder, run: RunShape) -> StepBytes:
+    """What a step of the student keeps alive, under the run's switches."""
+    if run.qat is not None:
+        student = copy.deepcopy(student)
+        prepare_qat_(student, run.qat)
+    step = step_bytes(student, run.step, checkpointed=run.checkpointed)
+    if run.offloaded:  # a layer's is still on its way while the next one computes
+        return replace(step, saved=min(step.saved, 2 * step.saved // len(student.layers)))
+    return step
 
 
 def first_steps(order: StepOrder) -> list[list[int]]:

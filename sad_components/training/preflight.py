@@ -22,14 +22,12 @@ from sad_components.training.epoch_time import epoch_time
 from sad_components.training.memory import (
     RunShape,
     available_bytes,
-    base_bytes,
     estimate,
     first_steps,
     largest_step,
     memory_lines,
 )
 from sad_components.training.meta_models import folder_of, on_meta
-from sad_components.training.sharding import Sharding
 from sad_components.training.teacher_precision import teacher_on_meta
 from sad_components.training.vocabulary import other_templates
 
@@ -97,15 +95,12 @@ def preflight(
     try:
         student = on_meta(cfg.student, "student", dtype)
         teacher = teacher_on_meta(cfg.get("teacher"), cfg.get("teacher_precision"), dtype)
-        run = RunShape(
-            step=largest_step(batching, first_steps(order), supervised / tokens, world),
-            heldout_tokens=0 if reports[1] is None else _tokens(reports[1], loss)[0],
-            vocab=min(vocab_size_of(m) for m in (student, teacher) if m is not None),
-            checkpointed=bool(cfg.get("activation_checkpointing")),
-            **Sharding.read(cfg, world, device).ranks,
-        )
+        step = largest_step(batching, first_steps(order), supervised / tokens, world)
+        heldout = 0 if reports[1] is None else _tokens(reports[1], loss)[0]
+        vocab = min(vocab_size_of(m) for m in (student, teacher) if m is not None)
+        run = RunShape.read(cfg, step, heldout, vocab, dtype, device, world)
         optimizer = partial(build, cfg.optimizer, "optimizer")
-        found = estimate(student, teacher, loss, optimizer, run, device, base_bytes(device))
+        found = estimate(student, teacher, loss, optimizer, run, device)
         here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
         time = epoch_time(student, teacher, tokens, supervised / tokens, device, world)
         lines += memory_lines(found, available_bytes(device, here))

@@ -208,3 +208,20 @@ def test_switches_make_the_estimate_smaller(tmp_path, monkeypatch):
         assert found["memory"].figures["teacher weights"] <= share * plain["teacher weights"]
     again = marks("tiny/structured_kd", *few, "activation_checkpointing=true")["memory"].figures
     assert again["activations"] < plain["activations"] / 3
+
+
+def test_what_would_help_names_the_switches_of_gpus(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pair = ROOT / "configs" / "gpt2" / "1.5B_to_760M_structured_kd_distributed.yaml"
+    alone = ["--config", str(pair), "--memory", "0.5"]
+    assert main(alone) == 1
+    printed = capsys.readouterr().out
+    for switch in ("two GPUs instead of one", "activation_offloading: true"):
+        assert f"would help: {switch}" in printed
+    assert "would help: teacher_precision: nf4" in printed
+    assert main([*alone, "--nproc_per_node", "2"]) == 1
+    assert "would help: fsdp_cpu_offload: true" in capsys.readouterr().out
+    assert main([*alone, "--nproc_per_node", "2", "fsdp_cpu_offload=true"]) == 1
+    printed = capsys.readouterr().out
+    assert "would help: fsdp_cpu_offload" not in printed
+    assert "student weights" not in printed

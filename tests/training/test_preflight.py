@@ -54,7 +54,7 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 def test_a_run_says_what_it_needs_and_what_there_is(capsys, monkeypatch):
     monkeypatch.setattr(preflight, "available_bytes", lambda device, processes: 32_000_000_000)
-    monkeypatch.setattr(preflight, "base_bytes", lambda device: 7_000_000_000)
+    monkeypatch.setattr(memory, "base_bytes", lambda device: 7_000_000_000)
     printed = at_setup(capsys)
     assert "memory: about 7.1 GB estimated, 32.0 GB available" in printed
     assert "will probably not fit" not in printed
