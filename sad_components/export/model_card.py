@@ -252,7 +252,7 @@ def _data(config: Mapping[str, Any], report: Mapping[str, Any], licence: str | N
     if heldout:
         limit = heldout.get("limit")
         first = f" (the first {limit})" if limit else ""
-        lines.append(f"held out: `{heldout.get('source')}`{first}")
+        lines.append(f"held out: `{heldout.get('source') or 'several sources'}`{first}")
     return ["## Data", _bullets(lines)]
 
 

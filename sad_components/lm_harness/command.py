@@ -22,10 +22,16 @@ Runs lm-eval's command line with this project's tasks beside its own, and the mo
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0; lm-eval ends the process itself where its arguments are wrong."""
+    """The exit code: 0, or 2 without arguments.
+
+    Raises:
+        SystemExit: after ``--help``, and by lm-eval where its arguments are wrong.
+    """
     if not argv or list(argv) in (["-h"], ["--help"]):
         print(USAGE)
-        return 0 if argv else 2
+        if argv:
+            raise SystemExit(0)
+        return 2
     if list(argv) == ["--tasks-path"]:
         print(_lm_eval_plugin.TASKS)
         return 0

@@ -152,7 +152,7 @@ class TestCommand:
         assert (TASKS / "sad_span_ppl.yaml").is_file()
 
     def test_help(self, capsys):
-        assert main(["lm-eval", "--help"]) == 0
+        assert main(["lm-eval"]) == 2
         assert "sad lm-eval run --model sad" in capsys.readouterr().out
 
     def test_task_managers_know_our_tasks(self, monkeypatch):
