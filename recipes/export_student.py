@@ -33,6 +33,7 @@ from sad_components.evaluation.export_comparison import (
 from sad_components.evaluation.prompts import PromptBuilder
 from sad_components.export import load_exported
 from sad_components.export.model_card import export_card, write_card
+from sad_components.export.requirements import INSTALL, executorch_problems
 from sad_components.export.variants import Variant, exported_variant, prepare
 from sad_components.export.writer import Facts, write_executorch, write_gguf_export
 from sad_components.models import from_pretrained, save_student
@@ -113,6 +114,12 @@ class ExportStudentRecipe:
             raise ConfigError(
                 f"{target} exists and would be lost: choose another output_dir, or set "
                 "overwrite=True"
+            )
+        problems = executorch_problems()
+        if problems and any(node.kind == "executorch" for node in self.cfg.exports.values()):
+            raise ConfigError(
+                f"exports of kind executorch need ExecuTorch: {'; '.join(problems)}. Set it up "
+                f"with `{INSTALL}` (docs/export.md)"
             )
         self.student = self._student()
         self.transform = self._transform()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def lower(
 
     tokens = torch.zeros(1, min(4, prefill_tokens), dtype=torch.long)
     new = torch.export.Dim("new_tokens", min=1, max=prefill_tokens)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), _fewer_passes():
         program = torch.export.export(
             decoder,
             (tokens, torch.zeros(1, dtype=torch.long)),
@@ -81,6 +82,42 @@ def _operators(graph: torch.fx.GraphModule) -> dict[str, Any]:
         elif "getitem" not in name:
             portable[name] = portable.get(name, 0) + 1
     return {"delegated": delegated, "portable": portable}
+
+
+#: Passes of XNNPACK's backend over every part, for operators that no decoder here has; each
+#: interprets the whole part again, and together they are half of the time that lowering takes.
+_NOT_NEEDED = (
+    "ConvertToUpsampleBilinear2d",
+    "ConvertToSDPAPass",
+    "FuseBatchNormPass",
+    "DecomposeBatchNorm",
+    "DecomposeConcatenate",
+    "InsertPadQDQPass",
+    "Conv1dUnsqueezePass",
+    "PReLUReshapePass",
+)
+
+
+@contextmanager
+def _fewer_passes() -> Iterator[None]:
+    """Without :data:`_NOT_NEEDED`; every program is compared with eager afterwards."""
+    from executorch.backends.xnnpack import xnnpack_preprocess
+
+    manager = xnnpack_preprocess.XNNPACKPassManager
+
+    def chosen(program: Any, passes: list[Any] | None = None) -> Any:
+        made = manager(program, passes)
+        made.passes = [p for p in made.passes if p.__name__ not in _NOT_NEEDED]
+        return made
+
+    xnnpack_preprocess.XNNPACKPassManager = chosen
+    gc.collect()
+    gc.freeze()  # torch's own objects need not be looked at again and again
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        xnnpack_preprocess.XNNPACKPassManager = manager
 
 
 @contextmanager

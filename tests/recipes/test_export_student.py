@@ -73,6 +73,61 @@ def test_the_shipped_config(recipe_class, cfg, capsys):
     shown = capsys.readouterr().out
     assert "own error" in shown
     assert "exports -> " in shown
+    check_that_they_play(Path(cfg.run), out)
+
+
+def check_that_they_play(run: Path, out: Path) -> None:
+    """Eager, quantised eager and programs through the evaluation; fp32 plays as eager does."""
+    policies = "sad_components.evaluation.policies"
+    models = "sad_components.models"
+    limits = {"max_new_tokens": 4}
+    tokenizer = {"_component_": "sad_components.data.HFTokenizer", "path": str(run / "student")}
+    cfg = OmegaConf.create(
+        {
+            "environment": {
+                "name": "rooms.Rooms",
+                "options": {"tasks": 3, "max_steps": 2},
+                "batch_size": 3,
+            },
+            "tasks": {"count": 3},
+            "policies": {
+                name: {
+                    "_component_": f"{policies}.model_policy",
+                    "model": {"_component_": f"{models}.{loader}", "path": str(folder)},
+                    "tokenizer": tokenizer,
+                    "transform": {"style": "plain"},
+                    **limits,
+                }
+                for name, loader, folder in (
+                    ("eager", "from_pretrained", run / "student"),
+                    ("int8", "quantized.load_quantized", out / "int8_weight_only"),
+                )
+            }
+            | {
+                f"pte_{name}": {
+                    "_component_": f"{policies}.exported_policy",
+                    "path": str(out / name),
+                    "sessions": 2,
+                    **limits,
+                }
+                for name in ("fp32", "8da4w")
+            },
+            "output_dir": str(out / "played"),
+        }
+    )
+    recipe = load_module("recipes/evaluate_agent.py").EvaluateAgentRecipe(cfg)
+    recipe.setup()
+    try:
+        recipe.evaluate()
+    finally:
+        recipe.cleanup()
+    said = {
+        name: [m.text for e in played for m in e.trajectory.messages]
+        for name, played in recipe.episodes.items()
+    }
+    assert list(said) == ["eager", "int8", "pte_fp32", "pte_8da4w"]
+    assert said["eager"] == said["pte_fp32"]
+    assert set(recipe.results["policies"]) == set(said)
 
 
 def test_what_this_cpu_cannot_run_is_marked(recipe_class, cfg, monkeypatch, capsys):
@@ -100,6 +155,13 @@ def test_gguf_is_written_and_where_it_cannot_run_marked(recipe_class, cfg):
     assert manifest.kind == "gguf"
     assert row.get("error", 0) < 1e-2
     assert ("not_run" in row) is (importlib.util.find_spec("llama_cpp") is None)
+
+
+@needs_executorch
+def test_a_silently_wrong_scheme_is_refused(recipe_class, cfg):
+    cfg.exports = {"x": {"kind": "executorch", "scheme": "int4"}}
+    with pytest.raises(ValueError, match="wrong numbers and no error"):
+        export(recipe_class, cfg)
 
 
 @needs_executorch
@@ -132,7 +194,6 @@ def test_a_quantised_student_needs_its_reference(recipe_class, cfg, tmp_path):
         ({"exports": {"x": {"kind": "hf", "head": "8da8w"}}}, "nobody reads .* of exports.x"),
         ({"exports": {}}, "exports names at least one export"),
         ({"exports": {"x": {"kind": "hf", "scheme": "int3"}}}, r"exports.x.scheme is null or"),
-        ({"exports": {"x": {"kind": "executorch", "scheme": "int4"}}}, "wrong numbers and no"),
         ({"run": None}, "give run .* or student"),
         ({"run": "nowhere"}, r"run names the folder of a training run; nowhere.config.yaml is not"),
         ({"max_seq_len": 8, "compare": {"new_tokens": 9}}, "lower compare.new_tokens"),
@@ -144,6 +205,13 @@ def test_mistakes_are_named(recipe_class, cfg, change, message):
         cfg.exports = change["exports"]
     with pytest.raises(ValueError, match=message):
         export(recipe_class, cfg)
+
+
+def test_without_executorch_the_command_is_named(recipe_class, cfg, monkeypatch):
+    module = recipe_class.__init__.__globals__
+    monkeypatch.setitem(module, "executorch_problems", lambda: ["executorch is not installed"])
+    with pytest.raises(ConfigError, match="Set it up with `pip install --no-deps executorch=="):
+        recipe_class(cfg).setup()
 
 
 def test_results_are_not_overwritten_unasked(recipe_class, cfg):
