@@ -46,17 +46,13 @@ quickstart: $(INSTALLED)
 	$(BIN)/tune run recipes/structured_kd.py --config $(QUICKSTART_CONFIG) output_dir=$(RUN)
 
 export HOUSEHOLD_RUN ?= runs/household
-# Places are one token each with their number: a model looks one up in one step.
-HOUSEHOLD_PLACES := armchair bathtubbasin bed cabinet coffeemachine coffeetable countertop desk \
-  diningtable drawer dresser fridge garbagecan handtowelholder microwave ottoman safe shelf \
-  sidetable sinkbasin sofa stoveburner toilet
 
 household-agent: household-teacher household-student
 
 household-teacher: $(TEST_INSTALLED)
 	$(BIN)/tune run recipes/collect_trajectories.py --config household/collect_teacher_data
 	$(BIN)/sad train-tokenizer $(HOUSEHOLD_RUN)/expert.jsonl --out $(HOUSEHOLD_RUN)/tokenizer \
-	  --vocab-size 1280 --whole-numbers --numbered $(HOUSEHOLD_PLACES)
+	  --vocab-size 1024 --whole-numbers
 	$(BIN)/tune run recipes/collect_trajectories.py --config household/collect_heldout \
 	  environment.options.style=checking environment.options.search=listed \
 	  output=$(HOUSEHOLD_RUN)/heldout.jsonl

@@ -103,12 +103,12 @@ def test_search_round_the_room_takes_the_next_place_that_it_has_not_seen(
     assert not seen & {a.removeprefix("go to ") for a in decision.acceptable}
 
 
-def test_search_round_the_room_names_the_place_and_no_reason():
+def test_search_round_the_room_does_not_name_the_number_or_a_reason():
     for seed in range(20):
         player, narrator = listed("put a mug in fridge"), Narrator("dense", random.Random(seed))
         thought = narrator.thought(player.decide(), player.beliefs)
-        assert "cabinet 2" in thought
-        assert not re.search(r"usual|likely|often", thought)
+        assert "cabinet" in thought
+        assert not re.search(r"\d|usual|likely|often", thought)
 
 
 def test_unknown_search_is_an_error():
@@ -308,34 +308,6 @@ def test_a_false_claim_takes_what_is_not_there():
 def test_nothing_is_claimed_where_nothing_was_looked_for_in_vain(observations):
     player = listed("put a mug in fridge", *observations)
     assert false_claim(player.decide(), player.beliefs, random.Random(0)) is None
-
-
-@pytest.mark.parametrize(
-    ("task", "observations", "words"),
-    [
-        ("cool some mug and put it in shelf", [], "cool it, so the fridge comes next."),
-        ("put a mug in fridge", [], "put it away, so the fridge comes next."),
-        (
-            "put a mug in fridge",
-            ["You arrive at fridge 1. The fridge 1 is closed."],
-            "put it away, but the fridge is shut.",
-        ),
-        (
-            "put a mug in coffeemachine",
-            nothing_at("coffeemachine 1"),
-            "put it away, and the coffeemachine is here.",
-        ),
-    ],
-)
-def test_checking_says_what_is_left_in_words_alike_up_to_what_decides(task, observations, words):
-    player = listed(task, "You pick up the mug 1 from the drawer 1.", *observations)
-    for seed in range(9):
-        narrator = Narrator("checking", random.Random(seed))
-        narrator.thought(player.decide(), player.beliefs)  # the plan comes first
-        thought = narrator.thought(player.decide(), player.beliefs)
-        held, _, rest = thought.partition(". ")
-        assert "mug" in held
-        assert rest.split(": ")[1] == words
 
 
 def test_who_overlooks_a_thing_searches_on_and_the_others_knowledge_stays():

@@ -12,14 +12,12 @@ from omegaconf import OmegaConf
 
 from sad_components import cli
 from sad_components.data.shipped import resolve_source
-from sad_components.envs.household.world import ROOMS
 from sad_components.models import from_pretrained
 from sad_components.models.hidden import num_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "household"
 MAKEFILE = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-PLACES = re.search(r"HOUSEHOLD_PLACES := (.*)", MAKEFILE)[1]
 INSTALLED = all(importlib.util.find_spec(name) for name in ("alfworld", "textworld"))
 
 
@@ -46,7 +44,6 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOUSEHOLD_RUN", str(folder))
         line = next(x for x in MAKEFILE.split("\n") if "train-tokenizer" in x)
-        line = line.replace("$(HOUSEHOLD_PLACES)", PLACES)
         argv = line.replace("$(HOUSEHOLD_RUN)", str(folder)).split()[1:]
         assert cli.main(argv) == 0
         short = ("max_steps=2", "heldout.limit=2")
@@ -59,10 +56,6 @@ def test_every_config_of_the_makefile_exists_and_none_is_left_out():
     named = set(re.findall(r"--config household/(\w+)", MAKEFILE))
     assert {"collect_teacher_data", "train_teacher", "distil_student"} <= named
     assert all((CONFIGS / f"{name}.yaml").is_file() for name in named)
-
-
-def test_every_place_of_the_world_is_one_token_with_its_number():
-    assert sorted(PLACES.split()) == sorted({kind for room in ROOMS.values() for kind in room})
 
 
 def test_the_student_has_a_quarter_of_the_teachers_parameters(folder):
@@ -101,7 +94,8 @@ def test_the_agents_are_let_play(folder, config, monkeypatch):
     target = folder / f"{config.removeprefix('evaluate_')}_evaluation" / "results.json"
     results = json.loads(target.read_text())
     assert list(results["policies"])[-1] == config.removeprefix("evaluate_")
-    assert all("step_accuracy" in p["heldout"] for p in results["policies"].values())
+    free = {name: p for name, p in results["policies"].items() if "constrained" not in name}
+    assert all("step_accuracy" in p["heldout"] for p in free.values())
 
 
 @pytest.mark.skipif(not INSTALLED, reason="household extra not installed")

@@ -97,9 +97,9 @@ _SEARCH = (
 )
 #: The place is the next one in the room's list.
 _GOING_ROUND = (
-    "Next comes {place}.",
-    "The next place is {place}.",
-    "I look at {place} now.",
+    "Next comes the {place}.",
+    "The next place is the {place}.",
+    "I look at the {place} now.",
 )
 _OPEN = (
     "It is shut, so I look inside.",
@@ -176,18 +176,6 @@ _DENSE = {
         "My hand has to be free, and the {held} fits here.",
     ),
 }
-# In the checking style: what is held, then what is left to do in words that are alike up to the
-# treatment, then whether its place is here.
-_HOLDING = ("I hold the {target}.", "The {target} is in my hand.", "I have the {target}.")
-_LEFT = ("Still to do:", "Next:", "What is left:")
-_TO_DO = {
-    "to_station": "{treatment} it, so the {station} comes next.",
-    "treat": "{treatment} it, and the {station} is here.",
-    "to_goal": "put it away, so the {goal} comes next.",
-    "open_goal": "put it away, but the {goal} is shut.",
-    "place": "put it away, and the {goal} is here.",
-    "to_lamp": "light it, so the {goal} that I saw comes next.",
-}
 _SPARSE = {
     "find": (
         "I look for {a_sought}. Likely places are {places}.",
@@ -263,10 +251,6 @@ class Narrator:
             slots["thing"] = seen
         if self.style == "sparse":
             parts.append(self._pick(_SPARSE[decision.phase]))
-        elif self.style == "checking" and decision.situation in _TO_DO:
-            opening = opening if slip or previous is None else ""
-            words = (self._pick(_HOLDING), self._pick(_LEFT), _TO_DO[decision.situation])
-            parts = [opening, *words] if seen is None else [*parts, *words]
         elif decision.situation in SEEKING:
             parts.append(self._pick(_GOING_ROUND if tier is None else _SEARCH[tier]))
         elif not seen:
@@ -338,7 +322,7 @@ def _slots(decision: Decision, beliefs: Beliefs) -> dict[str, str]:
         "sought": sought,
         "a_sought": with_article(sought),
         "A_sought": with_article(sought).capitalize(),
-        "place": " ".join(decision.action.split()[-2:]),
+        "place": place_kind,
         "where": _where(place_kind, beliefs),
         "here": kind_of(beliefs.location or ""),
         "places": _likely_places(sought, beliefs),
