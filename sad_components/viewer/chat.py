@@ -91,6 +91,8 @@ class Chat:
             [Prompt(0, prompt.token_ids, self._rng, end, frozenset(stops))]
         )
         said = answer.text.removesuffix(by_text)
+        if len(said) > shown:
+            show(said[shown:].translate(CONTROLS))
         self.messages.append(Message("assistant", said))
         return said
 
