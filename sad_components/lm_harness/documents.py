@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from transformers import AutoTokenizer
 
 from sad_components.data import HFTokenizer, SpanTokenizer
 from sad_components.data.rendering import Rendered
@@ -22,6 +23,7 @@ from sad_components.data.transform import align
 from sad_components.export.model_card import transform_of
 from sad_components.formats import get_format
 from sad_components.formats.base import Dialect
+from sad_components.lm_harness.students import load_tokenizer
 from sad_components.spans import AGENT_KINDS, SpanKind
 from sad_components.trajectory import Trajectory, iter_json_lines, read_jsonl
 
@@ -285,16 +287,26 @@ def _unless_inside(text: str, marks: Sequence[str]) -> list[str]:
     return [mark for mark in dict.fromkeys(marks) if mark and mark not in text.strip()]
 
 
+def _report_other_tokens(tokenizer: Any, folder: str, text: str) -> None:
+    """Warns if ``AutoTokenizer``, which lm-eval's ``hf`` takes, encodes a text otherwise."""
+    auto = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if auto.encode(text) != tokenizer.encode(text):
+        _log.warning(
+            "transformers' AutoTokenizer (%s) gives other tokens than %s/tokenizer.json: figures "
+            "of --model hf are those of a wrong tokenizer (docs/lm_eval.md)",
+            *(type(auto).__name__, folder),
+        )
+
+
 def _report_seams(found: Sequence[Turn], folder: str | Path) -> None:
     """Warns if lm-eval's way of encoding gives other tokens than training had.
 
     lm-eval encodes the context and the context with a continuation, and takes what the second has
     more as the continuation's tokens. That is exact where the first is the beginning of the second.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(resolve_folder(folder)), local_files_only=True)
+    tokenizer = load_tokenizer(resolve_folder(folder))
     bos = tokenizer.bos_token
+    _report_other_tokens(tokenizer, str(resolve_folder(folder)), found[0].start)
 
     def encode(text: str) -> list[int]:
         has_bos = bool(bos) and text.startswith(bos)

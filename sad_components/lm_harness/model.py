@@ -18,12 +18,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from tqdm import tqdm
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from sad_components.data.shipped import resolve_folder
 from sad_components.evaluation.generation import Generator, Prompt
 from sad_components.lm_harness.scoring import Reading, score
-from sad_components.lm_harness.students import load_student
+from sad_components.lm_harness.students import load_student, load_tokenizer
 
 _log = logging.getLogger("lm_eval")
 
@@ -84,7 +84,7 @@ class SadLM(TemplateLM):
         self._device = _device_of(device)
         self._student = load_student(resolve_folder(pretrained), dtype, self._device)
         folder = str(resolve_folder(tokenizer or pretrained))
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = load_tokenizer(folder)
         self._batch_size, self._most = _batch_size_of(batch_size), max_batch_size or 64
         longest = self._student.max_length
         if max_length is not None and not 1 <= max_length <= longest:

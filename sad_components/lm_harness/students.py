@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torchtune.modules import TransformerDecoder
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sad_components.evaluation.decoding import CachedDecoder, FullDecoder, NextToken
 from sad_components.export.manifest import is_export
@@ -63,6 +64,20 @@ class Student:
             if isinstance(self.next_token, CachedDecoder):
                 self.next_token.close()
             self.next_token = None
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, as its ``tokenizer.json`` has it.
+
+    transformers 5's ``AutoTokenizer`` goes by the model's type: for a Qwen with a tokenizer of its
+    own it puts Qwen's rule for cutting texts in the place of the file's, which gives other tokens.
+
+    Args:
+        folder: with a tokenizer.
+    """
+    exact = (Path(folder) / "tokenizer.json").is_file()
+    loader = PreTrainedTokenizerFast if exact else AutoTokenizer
+    return loader.from_pretrained(str(folder), local_files_only=True)
 
 
 def load_student(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -12,7 +13,9 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_students import make_student
 
+from sad_components.data import HFTokenizer
 from sad_components.lm_harness.model import SadLM
+from sad_components.lm_harness.students import load_tokenizer
 
 WORDS = "Thought: I need a spatula.\nAction: go to drawer 2\nThe cabinet 1 is closed. "
 CONTINUATIONS = [
@@ -34,7 +37,9 @@ def asked(kind: str, *arguments: tuple) -> list[Instance]:
 @pytest.fixture(scope="module", params=["smollm2", "gpt2", "opt", "qwen3-8b"])
 def pair(request, tmp_path_factory) -> tuple[SadLM, HFLM]:
     folder = str(make_student(request.param, tmp_path_factory.mktemp("pair")))
-    return SadLM(folder, batch_size=3), HFLM(folder, device="cpu", batch_size=3)
+    tokenizer = load_tokenizer(folder)  # AutoTokenizer would cut texts by the family's own rule
+    hf = HFLM(folder, tokenizer=tokenizer, device="cpu", batch_size=3)
+    return SadLM(folder, batch_size=3), hf
 
 
 class TestEqualsHF:
@@ -85,6 +90,18 @@ class TestModel:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stdout.split() == ["sad_components.lm_harness.model", "DummyLM"], done.stderr
+
+    def test_tokens_are_those_of_the_file(self, tmp_path):
+        """transformers' AutoTokenizer cuts the texts of a Qwen by Qwen's rule, whatever it says."""
+        folder = make_student("qwen2.5-0.5b", tmp_path / "student")
+        file = folder / "tokenizer.json"
+        content = json.loads(file.read_text())
+        (_, byte_level) = content["pre_tokenizer"]["pretokenizers"]
+        content["pre_tokenizer"] = byte_level  # digits stay together
+        file.write_text(json.dumps(content))
+        text = "go to drawer 12 and 1,345 cups. "
+        expected, _ = HFTokenizer(str(folder)).encode_text(text)
+        assert load_tokenizer(folder).encode(text) == expected
 
     def test_registered_here(self):
         assert get_model("sad") is SadLM

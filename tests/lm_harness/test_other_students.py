@@ -46,7 +46,7 @@ def test_a_quantised_folder(student, tmp_path):
         assert ours == pytest.approx(theirs, rel=0.2)
     context, continuation = ASKED[0]
     ids = model.tok_encode(context + continuation)
-    count = len(model.tok_encode(context))
+    count = len(model.tok_encode(context.rstrip()))  # lm-eval moves the newline over
     with torch.no_grad():
         logits = load_quantized(folder).eval()(torch.tensor([ids[:-1]]))[0].float()
     wanted = torch.tensor(ids[count:])
