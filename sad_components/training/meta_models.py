@@ -21,6 +21,7 @@ from sad_components.models.pretrained import (
     named_size,
     set_dropout_,
 )
+from sad_components.models.quantized import load_quantized, quantized_scheme
 from sad_components.training.config import build, checked_component, is_null
 from sad_components.training.teachers import Teacher
 
@@ -43,7 +44,7 @@ def on_meta(node: DictConfig | None, where: str, dtype: torch.dtype) -> Transfor
         return None
     component, _, adapters = without_adapters(checked_component(node, where), node)
     with training.set_default_dtype(dtype), torch.device("meta"):
-        if component in (from_pretrained, cut_student):
+        if component in (from_pretrained, cut_student, load_quantized):
             model = _of_folder(node)
         elif component is from_scratch:
             given = node.config
@@ -78,6 +79,8 @@ def _of_folder(node: DictConfig) -> TransformerDecoder:
     if builder is not None and not (Path(path) / CONFIG_FILE).is_file():
         return named_size(builder)
     config: dict[str, Any] = load_hf_config(path)
+    if quantized_scheme(config) is not None:
+        config.pop("quantization_config")  # the shapes are those of the plain student
     if builder is not None:
         check_same_size(config, builder, path)
     kept = node.get("num_layers") or len(node.get("layers") or ())

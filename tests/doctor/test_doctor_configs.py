@@ -115,6 +115,9 @@ def prepared(tmp_path_factory):
     household = OmegaConf.to_container(distil.student.config)
     folders = {"demo/SmolLM2-135M-Instruct": demo, "runs/household/tokenizer": {}}
     folders |= {f"runs/household/{name}/student": household for name in ("teacher", "student")}
+    rounded = {"quantization_config": {"quant_method": "sad_int4_groups", "name": "8da4w"}}
+    quantized = ("runs/household/export/8da4w_eager", "runs/household/student_qat/quantized")
+    folders |= dict.fromkeys(quantized, household | rounded)
     for name, config in folders.items():
         shutil.copytree(resolve_folder("shipped:household/tokenizer"), root / name)
         (root / name / "config.json").write_text(json.dumps(config))
