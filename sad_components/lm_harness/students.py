@@ -22,6 +22,7 @@ from sad_components.models.quantized import load_quantized
 #: What config.json calls the dtype of its weights, in old and new transformers.
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass
@@ -135,6 +136,6 @@ def _dtype_of(name: str | torch.dtype) -> torch.dtype:
         return name
     short = str(name).removeprefix("torch.")
     found = getattr(torch, _SHORT.get(short, short), None)
-    if not isinstance(found, torch.dtype):
+    if found not in _DTYPES:
         raise ValueError(f"dtype is auto, float32, bfloat16 or float16; got {name!r}")
     return found
