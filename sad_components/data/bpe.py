@@ -56,7 +56,10 @@ def train_bpe(
     if vocab_size < 256 + len(control):
         raise ValueError(f"vocab_size must be at least {256 + len(control)}; got {vocab_size}")
     if numbered and digits:
-        raise ValueError("numbered names need whole numbers: digits=False (--whole-numbers)")
+        raise ValueError(
+            f"numbered names ({', '.join(numbered)}) need whole numbers, but digits are split; "
+            "set digits=False (--whole-numbers)"
+        )
     tokenizer = Tokenizer(models.BPE())
     steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     if numbered:
