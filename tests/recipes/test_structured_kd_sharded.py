@@ -40,6 +40,9 @@ RUNS = {
     "replicated": ("structured_kd", SGD, "data_parallel_shard_dim=1"),
     "keeping": ("structured_kd", SGD, FUSED, UNTIED, "fsdp_reshard_after_forward=false"),
 }
+#: torchtune's RMSNorm rounds to fp32 in an fp64 run too: sums in another order turn a last bit now
+#: and then, and AdamW magnifies it where gradients are tiny (1.7e-10 seen). A step moves by 1e-3.
+NORMS_ROUND = 1e-8
 HYBRID = "data_parallel_replicate_dim=2"
 
 
@@ -88,7 +91,7 @@ def assert_same_run(folder: str, reference: str) -> None:
         assert got[when] == pytest.approx(wanted, rel=1e-9, abs=1e-12), when
     expected = weights(reference)
     for name, tensor in weights(folder).items():
-        assert_close(tensor, expected[name], atol=1e-11, rtol=1e-9, msg=f"{folder}: {name}")
+        assert_close(tensor, expected[name], atol=NORMS_ROUND, rtol=1e-9, msg=f"{folder}: {name}")
 
 
 @pytest.fixture
