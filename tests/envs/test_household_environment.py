@@ -9,7 +9,7 @@ import pytest
 from sad_components.envs import NoSuchTask, make_environment
 from sad_components.envs.household import TASK_TYPES, play_episode, sample_game
 from sad_components.envs.household.engine import HouseholdEnv
-from sad_components.envs.household.thoughts import _NEXT_SEARCH, _RECOVERIES
+from sad_components.envs.household.thoughts import _NEXT_SEARCH, RECOVERIES
 from sad_components.evaluation.policies import (
     CorrectedPolicy,
     ExpertPolicy,
@@ -95,12 +95,12 @@ def test_the_expert_answers_to_what_another_did_instead():
 
 
 def _slips(text):
-    return [kind for kind, words in _RECOVERIES.items() if any(w in text for w in words)]
+    return [kind for kind, words in RECOVERIES.items() if any(w in text for w in words)]
 
 
 @needs_engine
 def test_a_second_thing_is_not_announced_before_the_first_is_there():
-    env = make_environment("household", style="checking", split="train")
+    env = make_environment("household", split="train")
     task = next(t for t in env.tasks(6) if env.reset(t) and "two" in env.task_sentence)
     env.reset(task)
     while not (action := env.expert_turn().text.split("Action: ")[1]).startswith("move "):

@@ -7,6 +7,7 @@ import pytest
 
 from sad_components.envs.household import Expert
 from sad_components.envs.household.beliefs import Beliefs, Task
+from sad_components.envs.household.checking import CheckingNarrator, narrator_of
 from sad_components.envs.household.thoughts import Narrator, plural, with_article
 from sad_components.envs.household.wrong_turns import (
     false_claim,
@@ -84,23 +85,39 @@ def nothing_at(*places):
         ("put a mug in fridge", nothing_at("cabinet 2"), "go to cabinet 1"),
         ("put a mug in fridge", nothing_at("stoveburner 1"), "go to cabinet 2"),  # round the end
         ("put a mug in fridge", nothing_at("drawer 1", "coffeemachine 1"), "go to countertop 1"),
-        ("put a mug in fridge", nothing_at("countertop 1", "coffeemachine 1"), "go to drawer 1"),
+        (
+            "put a mug in fridge",
+            nothing_at("countertop 1", "coffeemachine 1"),
+            "go to countertop 1",
+        ),
         (
             "look at mug under the desklamp",
             ["You pick up the mug 1 from the drawer 1.", *nothing_at("drawer 1")],
             "go to fridge 1",
         ),
+        (
+            "put a mug in fridge",
+            ["You arrive at drawer 1. On the drawer 1, you see a mug 1.", *nothing_at("cabinet 2")],
+            "go to cabinet 1",
+        ),
     ],
 )
-def test_search_round_the_room_takes_the_next_place_that_it_has_not_seen(
+def test_search_round_the_room_takes_the_next_place_whatever_it_has_seen(
     task, observations, action
 ):
     decision = listed(task, *observations).decide()
     seen = {o.split("arrive at ")[1].split(".")[0] for o in observations if "arrive" in o}
-    assert decision.action == action
+    assert decision.action == decision.acceptable[0] == action
     assert decision.tier is None
-    assert len(decision.acceptable) == 9 - len(seen)
-    assert not seen & {a.removeprefix("go to ") for a in decision.acceptable}
+    assert not seen & {a.removeprefix("go to ") for a in decision.acceptable[1:]}
+
+
+def test_search_round_the_room_looks_into_what_is_closed_on_its_way_to_what_it_has_seen():
+    observations = [
+        "You arrive at countertop 1. On the countertop 1, you see a mug 1.",
+        "You arrive at drawer 1. The drawer 1 is closed.",
+    ]
+    assert listed("put a mug in fridge", *observations).decide().action == "open drawer 1"
 
 
 def test_search_round_the_room_does_not_name_the_number_or_a_reason():
@@ -209,8 +226,8 @@ def test_dense_thinks_always_and_sparse_only_when_the_sub_goal_changes():
 
 
 def checking(task, *observations):
-    """The thought after each observation, in the style that checks what it sees."""
-    player, narrator = expert(task), Narrator("checking", random.Random(0))
+    """The thought after each observation, in the style that writes down what it looks up."""
+    player, narrator = listed(task), CheckingNarrator(random.Random(0))
     thoughts = [narrator.thought(player.decide(), player.beliefs)]
     for observation in observations:
         player.observe(observation)
@@ -219,7 +236,7 @@ def checking(task, *observations):
 
 
 #: What says that something is here or not, up to where only that can tell.
-CHECK = r"(The|I need the|As for the|Wanted:) {}( \d+)?\b"
+CHECK = r"(The|As for the|Wanted:) {}( \d+)?\b"
 
 
 def test_checking_says_first_whether_the_thing_sought_is_here():
@@ -240,8 +257,47 @@ def test_checking_says_first_whether_the_thing_sought_is_here():
     assert ["not here" in thought for thought in rest] == [False, True, True, True, False, False]
 
 
+def test_checking_reads_the_next_place_off_the_list_in_its_own_words():
+    thoughts = checking(
+        "put a mug in fridge", *nothing_at("cabinet 2", "fridge 1", "stoveburner 1")
+    )
+    room = ROOM.format(task="").split("\n")[0]
+    quotes = [thought.rsplit(": ", 1)[1].removesuffix(".") for thought in thoughts]
+    assert quotes == [
+        "around you, you see a cabinet 2",
+        "a cabinet 2, a cabinet 1",
+        "a fridge 1, a microwave 1",
+        "a stoveburner 1; around you, you see a cabinet 2",
+    ]
+    assert all(quote in room for quote in quotes[:3])
+    before = checking("put a mug in fridge", *nothing_at("sinkbasin 1"))[-1]
+    assert before.endswith("a sinkbasin 1, and a stoveburner 1.")
+
+
+def test_checking_takes_up_its_plan_word_by_word_and_says_whether_this_is_the_place():
+    plan, *_, taken, there, treated, goal, opened = checking(
+        "cool some mug and put it in cabinet",
+        "You arrive at countertop 1. On the countertop 1, you see a mug 1.",
+        "You pick up the mug 1 from the countertop 1.",
+        "You arrive at fridge 1. The fridge 1 is closed.",
+        "You cool the mug 1 using the fridge 1.",
+        "You arrive at cabinet 1. The cabinet 1 is closed.",
+        "You open the cabinet 1. The cabinet 1 is open. In it, you see nothing.",
+    )
+    assert "a mug, then the fridge to cool it, last the cabinet." in plan
+    for thought in (taken, there):
+        assert "a mug, then the fridge to cool it." in thought
+    for thought in (treated, goal, opened):
+        assert thought.startswith("I did cool it, last the cabinet.")
+    assert "countertop 1, not there." in taken
+    assert "fridge 1, right there." in there
+    assert "fridge 1, not there." in treated
+    assert "cabinet 1, right there, but it is closed." in goal
+    assert "cabinet 1, right there." in opened
+
+
 def test_checking_comes_after_the_words_about_a_slip():
-    player, narrator = expert("put a mug in fridge"), Narrator("checking", random.Random(0))
+    player, narrator = listed("put a mug in fridge"), CheckingNarrator(random.Random(0))
     narrator.thought(player.decide(), player.beliefs)
     player.observe("You arrive at countertop 1. On the countertop 1, you see a mug 3.")
     thought = narrator.thought(player.decide(), player.beliefs, slip="invalid")
@@ -249,15 +305,23 @@ def test_checking_comes_after_the_words_about_a_slip():
     assert re.search(CHECK.format("mug"), thought)[2] == " 3"
 
 
-def test_checking_says_nothing_of_what_already_lies_where_it_belongs():
-    thoughts = checking(
+def test_checking_keeps_in_every_thought_where_the_first_of_two_lies():
+    *before, placed, searching, found, carrying = checking(
         "put two mug in drawer",
         "You arrive at countertop 1. On the countertop 1, you see a mug 1.",
         "You pick up the mug 1 from the countertop 1.",
         "You arrive at drawer 1. On the drawer 1, you see nothing.",
         "You move the mug 1 to the drawer 1.",
+        "You arrive at fridge 1. The fridge 1 is open. In it, you see nothing.",
+        "You arrive at cabinet 2. On the cabinet 2, you see a mug 2.",
+        "You pick up the mug 2 from the cabinet 2.",
     )
-    assert "not here" not in thoughts[-1]
+    assert not any("One is at" in thought for thought in before)
+    for thought in (placed, searching, found, carrying):
+        assert thought.startswith("One is at the drawer 1. ")
+    assert "not here" not in placed  # one is, and is not wanted
+    assert "right there" in placed
+    assert "last the drawer 1." in carrying
 
 
 def test_checking_looks_for_the_lamp_too():
@@ -267,13 +331,19 @@ def test_checking_looks_for_the_lamp_too():
         "You pick up the mug 1 from the countertop 1.",
         "You arrive at cabinet 2. On the cabinet 2, you see a cup 1, and a desklamp 1.",
     )
-    assert re.match(CHECK.format("desklamp"), thoughts[-2])[2] is None
+    assert "a mug, last the light of the desklamp." in thoughts[-2]
+    assert re.search(CHECK.format("desklamp") + r"(:| is)?,? not here", thoughts[-2])[2] is None
     assert re.match(CHECK.format("desklamp"), thoughts[-1])[2] == " 1"
+
+
+def test_checking_gives_reasons_where_the_search_is_by_likelihood():
+    player, narrator = expert("put a mug in fridge"), CheckingNarrator(random.Random(0))
+    assert "mug" in narrator.thought(player.decide(), player.beliefs).split(". ")[1]
 
 
 def test_unknown_style_is_an_error():
     with pytest.raises(ValueError, match="one of dense, checking, sparse; got 'verbose'"):
-        Narrator("verbose", random.Random(0))
+        narrator_of("verbose", random.Random(0))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -298,7 +368,7 @@ def test_a_false_claim_takes_what_is_not_there():
     player = listed("put a mug in fridge", *SEARCHING)
     claim = false_claim(player.decide(), player.beliefs, random.Random(0))
     assert re.fullmatch(r"take mug [123] from countertop 1", claim.action)
-    thought = Narrator("checking", random.Random(0)).thought(claim, player.beliefs)
+    thought = CheckingNarrator(random.Random(0)).thought(claim, player.beliefs)
     assert claim.action.split(" from")[0].removeprefix("take ") in thought
 
 

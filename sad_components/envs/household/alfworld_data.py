@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sad_components.envs.household.checking import narrator_of
 from sad_components.envs.household.engine import NOTHING_HAPPENS, kept_argv
 from sad_components.envs.household.episodes import INSTRUCTIONS, render_turn
 from sad_components.envs.household.expert import Expert
@@ -115,7 +116,7 @@ class AlfWorldEnvironment(Environment):
                 return None
             for command, observation in self._log:
                 expert.observe(_as_generated(command, observation))
-            narrator = Narrator(self.variant, random.Random(str(self._file.parent.name)))
+            narrator = narrator_of(self.variant, random.Random(str(self._file.parent.name)))
             self._expert = (expert, narrator)
         expert, narrator = self._expert
         decision = expert.decide()

@@ -6,10 +6,11 @@ import random
 from typing import Any
 
 from sad_components.envs.household.beliefs import Beliefs
+from sad_components.envs.household.checking import narrator_of
 from sad_components.envs.household.engine import NOTHING_HAPPENS, HouseholdEnv, engine_versions
 from sad_components.envs.household.expert import Decision, Expert
 from sad_components.envs.household.games import Game, layout_fingerprint
-from sad_components.envs.household.thoughts import SEEING, Narrator
+from sad_components.envs.household.thoughts import SEEING
 from sad_components.envs.household.world import kind_of
 from sad_components.envs.household.wrong_turns import (
     false_claim,
@@ -24,7 +25,7 @@ TEACHER = "household-expert"
 #: Of the episodes with wrong turns, those in which what is sought is overlooked when it is in
 #: sight; of these, those in which it is also forgotten; of the wrong turns of a search, those in
 #: which the thought claims to see what is not there.
-_OVERLOOKED_SHARE, _FORGOTTEN_SHARE, _CLAIMED_SHARE = 0.4, 0.5, 0.6
+_OVERLOOKED_SHARE, _FORGOTTEN_SHARE, _CLAIMED_SHARE = 0.15, 0.5, 0.6
 
 _ACTIONS = (
     "Actions: go to R, open R, close R, take O from R, move O to R, use O, "
@@ -104,7 +105,7 @@ class ExpertPlayer:
         _check_share(wrong_turn_share)
         self._env = env
         self._rng = random.Random(f"{env.game.id}:{style}")
-        self._narrator = Narrator(style, self._rng)
+        self._narrator = narrator_of(style, self._rng)
         self._wrong_turns = schedule(wrong_turn_share, self._rng)
         self._overlooks = bool(self._wrong_turns)
         self._expert = Expert(first_observation, self._rng, search=search)

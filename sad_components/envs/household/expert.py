@@ -65,9 +65,9 @@ class Expert:
         first_observation: the room and the task.
         rng: decides among equals.
         history: ``(action, observation)`` pairs that came before, whoever acted.
-        search: ``likely`` goes to usual places first, at random among equals; ``listed`` goes
-            round the room in the order in which it was told of, from where it stands, and
-            calls every place that it has not seen as good.
+        search: ``likely`` goes to usual places first, at random among equals, and back to what it
+            has seen; ``listed`` goes round the room in the order in which it was told of, from
+            where it stands, whatever it has seen: nothing has to be remembered.
 
     Raises:
         ValueError: no such order of a search.
@@ -104,18 +104,24 @@ class Expert:
         """
         beliefs = beliefs or self.beliefs
         situation, acceptable, tier = plan(beliefs)
-        if self._search == "listed" and situation in SEEKING:
-            return _next_listed(beliefs, situation)
+        if self._search == "listed":
+            if situation == "fetch":
+                situation, acceptable, tier = _search(
+                    beliefs, beliefs.task.target, "search", "open"
+                )
+            elif situation == "to_lamp":
+                situation, acceptable, tier = _search(beliefs, LAMP, "search_lamp", "open_lamp")
+            if situation in SEEKING:
+                action = f"go to {next_listed(beliefs)}"
+                others = _go_to(_unseen(beliefs))
+                return Decision(situation, action, tuple(dict.fromkeys([action, *others])), None)
         return Decision(situation, self._rng.choice(acceptable), tuple(acceptable), tier)
 
 
-def _next_listed(beliefs: Beliefs, situation: str) -> Decision:
-    """The first place, from here on round the room's list, that was not looked into."""
-    places = _unseen(beliefs)
-    receptacles, here = beliefs.receptacles, beliefs.location
-    start = receptacles.index(here) if here in receptacles else 0
-    place = min(places, key=lambda p: (receptacles.index(p) - start) % len(receptacles))
-    return Decision(situation, f"go to {place}", tuple(_go_to(places)), None)
+def next_listed(beliefs: Beliefs) -> str:
+    """The place after this one in the room's list, round its end; the first before any move."""
+    places, here = beliefs.receptacles, beliefs.location
+    return places[(places.index(here) + 1) % len(places)] if here in places else places[0]
 
 
 _Plan = tuple[str, list[str], int]
@@ -136,7 +142,7 @@ def plan(beliefs: Beliefs) -> _Plan:
 def _fetch(beliefs: Beliefs) -> _Plan:
     target = beliefs.task.target
     places = beliefs.places_of(target)
-    done = _destinations(beliefs) if _placed(beliefs) else []
+    done = destinations(beliefs) if placed(beliefs) else []
     places = {
         thing: place
         for thing, place in places.items()
@@ -189,9 +195,9 @@ def _light(beliefs: Beliefs) -> _Plan:
 
 
 def _place(beliefs: Beliefs, held: str) -> _Plan:
-    destinations = _destinations(beliefs)
-    if beliefs.location not in destinations:
-        return "to_goal", _go_to(destinations), 0
+    goals = destinations(beliefs)
+    if beliefs.location not in goals:
+        return "to_goal", _go_to(goals), 0
     if beliefs.location in beliefs.closed:
         return "open_goal", [f"open {beliefs.location}"], 0
     return "place", [f"move {held} to {beliefs.location}"], 0
@@ -208,7 +214,7 @@ def _drop(beliefs: Beliefs, held: str) -> _Plan:
     return "drop", [f"move {held} to {beliefs.location}"], 0
 
 
-def _placed(beliefs: Beliefs) -> dict[str, int]:
+def placed(beliefs: Beliefs) -> dict[str, int]:
     """Receptacles of the goal's kind -> how many finished targets are known to lie in them."""
     counts: dict[str, int] = {}
     for thing, place in beliefs.places_of(beliefs.task.target).items():
@@ -217,9 +223,9 @@ def _placed(beliefs: Beliefs) -> dict[str, int]:
     return counts
 
 
-def _destinations(beliefs: Beliefs) -> list[str]:
+def destinations(beliefs: Beliefs) -> list[str]:
     """Where the target goes: beside one that is there already, else anywhere of the right kind."""
-    counts = _placed(beliefs)
+    counts = placed(beliefs)
     if counts:
         # One place even where two tie: what lies in the other is then fetched from there.
         most = max(counts.values())

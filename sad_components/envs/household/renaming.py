@@ -1,8 +1,9 @@
 """Games under exchanged names, so that a model must read where things are and what they are called.
 
 Where things usually lie is soon known by heart, and most things have the number 1; a small model
-then "finds" an egg on every countertop and takes "egg 1" where egg 2 lies. With the names of
-objects and the numbers of everything exchanged, only the text says what lies where.
+then "finds" an egg on every countertop and takes "egg 1" where egg 2 lies. With the names and
+numbers of objects exchanged, only the text says what lies where. Receptacles keep both: which
+there are is told at the beginning.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Renaming:
         self._shown = {**dict(zip(_KINDS, names, strict=True)), **{kind: kind for kind in _FIXED}}
         self._true = {new: old for old, new in self._shown.items()}
         #: by the true kind
-        self._digits = {kind: "".join(rng.sample(_DIGITS, 9)) for kind in self._shown}
+        self._digits = {kind: "".join(rng.sample(_DIGITS, 9)) for kind in (*_KINDS, LAMP)}
 
     def show(self, text: str) -> str:
         """The game's text under the new names."""
@@ -56,7 +57,7 @@ class Renaming:
         if match["numbered"]:
             old = match["numbered"]
             new = self._true[old] if back else self._shown[old]
-            digits = self._digits[new if back else old]
+            digits = self._digits.get(new if back else old, _DIGITS)
             exchange = str.maketrans(digits, _DIGITS) if back else str.maketrans(_DIGITS, digits)
             number = match["number"]
             return f"{new} {number.translate(exchange) if len(number) == 1 else number}"

@@ -1,10 +1,9 @@
 """The expert's thoughts in words: several wordings each, in three styles.
 
 ``dense``: a thought before every action. It tells belief, sub-goal, and what kind of place comes
-next and why, but never the action itself. ``checking``: the same, and wherever something is
-sought, the thought says first whether it is here, by its kind and, if so, its number. A small
-model then has one word to look up, not a list to judge. ``sparse``: a thought only when the
-sub-goal changes, as in published ReAct transcripts of ALFWorld.
+next and why, but never the action itself. ``checking``: what is to be looked up is written down
+word by word, for small models (:mod:`~sad_components.envs.household.checking`). ``sparse``: a
+thought only when the sub-goal changes, as in published ReAct transcripts of ALFWorld.
 """
 
 from __future__ import annotations
@@ -49,18 +48,12 @@ _MISSES = (
     "The {sought} is not here.",
     "Nothing useful here.",
 )
-#: Up to the kind all are worded alike; only a number or another word then tells whether it is here.
-_CHECKS = (
-    ("The {thing} is here.", "The {sought} is not here."),
-    ("As for the {thing}: it is here.", "As for the {sought}: not here."),
-    ("Wanted: {thing}, right here.", "Wanted: {sought}, not here."),
-)
 #: Situations in which something is sought that may be in sight, and those in which it is.
 _LOOKING = ("search", "search_lamp", "fetch", "to_lamp")
 SEEING = ("take", "use_lamp")
 _NEXT_SEARCH = ("Now the second {target}.", "One is done, one more {target} to go.", "One more.")
 
-_RECOVERIES = {
+RECOVERIES = {
     "invalid": (
         "Nothing happened, so that was no possible action.",
         "That did not work.",
@@ -75,7 +68,7 @@ _RECOVERIES = {
     ),
 }
 
-_SEARCH = (
+SEARCH = (
     (  # a usual place
         "{A_sought} often lies in or on {where}.",
         "A usual place for {a_sought} is {where}.",
@@ -107,7 +100,7 @@ _OPEN = (
     "I cannot see what is inside yet.",
     "A closed {here} can hide {a_sought}.",
 )
-_DENSE = {
+DENSE = {
     "open": _OPEN,
     "open_lamp": _OPEN,
     "fetch": (
@@ -203,7 +196,7 @@ _SPARSE = {
         "The {target} goes to the {goal} now.",
         "I have what I need; the {goal} is its place.",
     ),
-    "drop": _DENSE["to_drop"],
+    "drop": DENSE["to_drop"],
 }
 
 
@@ -238,23 +231,15 @@ class Narrator:
         changed, self._phase = decision.phase != self._phase, decision.phase
         if self.style == "sparse" and not changed and not slip:
             return None
-        slots, tier = _slots(decision, beliefs), decision.tier
+        slots, tier = slots_of(decision, beliefs), decision.tier
         opening = self._opening(decision, beliefs, slip, previous)
-        seen = None
-        if self.style == "checking" and previous != "place":
-            seen = _seen(decision, beliefs)
-        if seen is None:
-            parts = [opening]
-        else:
-            check = self._pick(_CHECKS)[0 if seen else 1]
-            parts = [opening if slip or previous is None else "", check]
-            slots["thing"] = seen
+        parts = [opening]
         if self.style == "sparse":
             parts.append(self._pick(_SPARSE[decision.phase]))
         elif decision.situation in SEEKING:
-            parts.append(self._pick(_GOING_ROUND if tier is None else _SEARCH[tier]))
-        elif not seen:
-            parts.append(self._pick(_DENSE[decision.situation]))
+            parts.append(self._pick(_GOING_ROUND if tier is None else SEARCH[tier]))
+        else:
+            parts.append(self._pick(DENSE[decision.situation]))
         return " ".join(part.format(**slots) for part in parts if part)
 
     def interrupt(self) -> None:
@@ -270,9 +255,9 @@ class Narrator:
         previous: str | None,
     ) -> str:
         if slip:
-            return self._pick(_RECOVERIES[slip])
+            return self._pick(RECOVERIES[slip])
         if previous is None:
-            return self._pick(_PLANS[_plan_of(beliefs)])
+            return self._pick(_PLANS[plan_of(beliefs)])
         if previous == "place":
             return self._pick(_NEXT_SEARCH)
         searching = decision.situation in SEEKING
@@ -284,7 +269,8 @@ class Narrator:
         return self._rng.choice(wordings)
 
 
-def _plan_of(beliefs: Beliefs) -> str:
+def plan_of(beliefs: Beliefs) -> str:
+    """Which plan a task needs: ``put``, ``treat``, ``two`` or ``light``."""
     task = beliefs.task
     if task.in_light:
         return "light"
@@ -293,7 +279,7 @@ def _plan_of(beliefs: Beliefs) -> str:
     return "two" if task.count == 2 else "put"
 
 
-def _seen(decision: Decision, beliefs: Beliefs) -> str | None:
+def seen(decision: Decision, beliefs: Beliefs) -> str | None:
     """The thing sought if it is in sight, else empty; None where nothing is sought."""
     if decision.situation in SEEING:
         return " ".join(decision.action.split()[1:3])  # "take mug 2 from shelf 1", "use desklamp 1"
@@ -307,7 +293,8 @@ def _sought(decision: Decision, beliefs: Beliefs) -> str:
     return LAMP if decision.phase == "light" else beliefs.task.target
 
 
-def _slots(decision: Decision, beliefs: Beliefs) -> dict[str, str]:
+def slots_of(decision: Decision, beliefs: Beliefs) -> dict[str, str]:
+    """What wordings are filled with."""
     task = beliefs.task
     sought = _sought(decision, beliefs)
     place_kind = decision.action.split()[-2]  # "go to cabinet 2", "open cabinet 2"

@@ -79,6 +79,8 @@ def _impossible(decision: Decision, beliefs: Beliefs) -> list[str]:
         place = rest.removeprefix("to ")
         kind = kind_of(place)
         out += [f"walk to {place}", f"go to {kind} {len(beliefs.of_kind(kind)) + 1}"]
+        if here:
+            out.append(f"go to {here}")
     if verb == "open":
         out.append(f"look in {rest}")
     if verb == "take":
