@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from sad_components.data.chat_template import ApplyTemplate
+from sad_components.data.prefixes import common_prefix
 from sad_components.data.rendering import (
     Rendered,
     Renderer,
@@ -131,7 +132,7 @@ class TemplateRenderer:
             if message.role != "assistant" or not message.is_learnt:
                 continue
             whole = self._apply(records[: turn + 1], False)
-            prompt = _common_prefix(self._apply(records[:turn], True), whole)
+            prompt = common_prefix(self._apply(records[:turn], True), whole)
             history, own = self._locate(skeleton, messages, turn, whole, prompt)
             placer = _Placer(messages, content_spans, self._stops, thought_optional)
             placer.add_history(whole[:prompt], history)
@@ -199,7 +200,7 @@ class TemplateRenderer:
         if role != "assistant":
             return len(before), whole
         # what the prompt and the turn share: a prompt may end in more, e.g. an empty think block
-        prompt = _common_prefix(self._apply(records[:turn], True), whole)
+        prompt = common_prefix(self._apply(records[:turn], True), whole)
         return max(prompt, len(before)), whole
 
     def _locate(
@@ -329,11 +330,3 @@ def _stop_end(tail: str, stop_tokens: tuple[str, ...]) -> int:
     """End of the agent's share of what ends a turn: behind the first stop token, else all."""
     ends = [found + len(stop) for stop in stop_tokens if (found := tail.find(stop)) >= 0]
     return min(ends, default=len(tail))
-
-
-def _common_prefix(left: str, right: str) -> int:
-    """Length of what two texts start with."""
-    if right.startswith(left):
-        return len(left)
-    pairs = zip(left, right, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torchtune.modules import TransformerDecoder
 
+from sad_components.data.prefixes import common_prefix
 from sad_components.models.hidden import head_of, restore_logits, stop_at_hidden
 
 
@@ -131,7 +132,7 @@ class CachedDecoder:
         rows = self._rows_of([s.session for s in sequences])
         self._reserve(len(self._read), longest)
         starts = [
-            min(_common_prefix(self._read[row], s.token_ids), len(s.token_ids) - 1)
+            min(common_prefix(self._read[row], s.token_ids), len(s.token_ids) - 1)
             for row, s in zip(rows, sequences, strict=True)
         ]
         hidden_BD = self._advance(rows, starts, [s.token_ids for s in sequences])
@@ -307,13 +308,6 @@ def _grouped_attention(
     mask_B1QL = mask.repeat(1, group, 1)[:, None]
     out = scaled_dot_product_attention(together, key, value, mask_B1QL, dropout_p)
     return out.reshape(query.shape)
-
-
-def _common_prefix(known: Sequence[int], asked: Sequence[int]) -> int:
-    length = min(len(known), len(asked))
-    if known[:length] == asked[:length]:
-        return length
-    return next(i for i in range(length) if known[i] != asked[i])
 
 
 def _rounded_up(length: int, step: int = 256) -> int:

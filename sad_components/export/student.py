@@ -5,31 +5,22 @@ Shape legend: B sequences, S tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sad_components.data.tokenizers import HFTokenizer
-from sad_components.data.transform import SpanTokenizer
+from sad_components.data.prefixes import common_prefix
 from sad_components.export.manifest import MANIFEST_FILE, Manifest, read_manifest
 from sad_components.export.requirements import require_executorch
+from sad_components.export.sessions import SessionStudent
 
 #: The method of a .pte that reads tokens; its inputs are ids [1, S] and the first one's position
 #: [1], its output logits [1, S, V]: ExecuTorch's own LLM runners call it so, too.
 METHOD = "forward"
-
-
-class HasSession(Protocol):
-    """A growing sequence, such as ``evaluation.decoding.Prefix``."""
-
-    session: int
-    token_ids: list[int]
 
 
 @dataclass
@@ -40,11 +31,8 @@ class _Slot:
     read: list[int] = field(default_factory=list)
 
 
-class ExportedStudent:
+class ExportedStudent(SessionStudent):
     """What generation needs of a model (``evaluation.decoding.NextToken``), out of a ``.pte``.
-
-    Each session keeps its keys and values in an instance of the program, as long as there are no
-    more than ``sessions`` of them; then the one longest unused is read anew when it comes back.
 
     Args:
         folder: an exported student (kind ``executorch``).
@@ -53,17 +41,14 @@ class ExportedStudent:
         threads: that ExecuTorch computes with, for the whole process; None: as many as torch has.
         verify: compare the hash of every file first.
 
-    Attributes:
-        manifest: what the folder says about itself.
-        tokenizer: of the student.
-        transform: how it was shown its transcripts.
-        max_seq_len: longest sequence it can read, in tokens.
-        vocab_size: logits per token.
+    Attributes and methods are those of :class:`SessionStudent`.
 
     Raises:
         ImportError: ExecuTorch is not set up.
         ValueError: a file is missing, damaged, or not of the others; the message names it.
     """
+
+    kind = "executorch"
 
     def __init__(
         self,
@@ -73,69 +58,31 @@ class ExportedStudent:
         verify: bool = True,
     ) -> None:
         require_executorch()
-        if sessions < 1:
-            raise ValueError(f"sessions must be at least 1; got {sessions}")
-        self.folder = Path(folder)
-        self.manifest: Manifest = read_manifest(folder, verify)
-        if self.manifest.kind != "executorch":
-            raise ValueError(
-                f"{folder} is of kind {self.manifest.kind!r}; this class runs executorch exports"
-            )
-        self.max_seq_len = self.manifest.max_seq_len
-        self.vocab_size = self.manifest.vocab_size
-        self.tokenizer = tokenizer_of(self.folder, self.manifest)
+        super().__init__(folder, sessions, verify)
         self._threads = threads
         _check_program(self._load(), self.manifest, self.folder)
-        self._sessions = sessions
-        self._slots: OrderedDict[int, _Slot] = OrderedDict()
-
-    @cached_property
-    def transform(self) -> SpanTokenizer:
-        return SpanTokenizer(self.tokenizer, **self.manifest.transform)
-
-    def logits(self, sequences: Sequence[HasSession]) -> Tensor:
-        """Logits of the token behind each sequence, shape [B, V], fp32.
-
-        Args:
-            sequences: at least one, each of at least one token, no session twice.
-
-        Raises:
-            ValueError: a sequence is empty or longer than ``max_seq_len``.
-        """
-        return torch.stack([self._advance(s.session, s.token_ids)[-1] for s in sequences])
 
     def sequence_logits(self, token_ids: Sequence[int], start: int = 0) -> Tensor:
-        """Logits behind each token from ``start`` on, shape [S - start, V], fp32.
+        """Logits behind each token from ``start`` on; see :class:`SessionStudent`."""
+        self._forget(self._slot(-1))  # logits of what was read are not kept
+        return super().sequence_logits(token_ids, start)
 
-        Args:
-            token_ids: a whole sequence.
-            start: the first token whose logits are asked for.
-        """
-        self._slot(-1).read = []
-        return self._advance(-1, list(token_ids), start)
+    def _new_slot(self) -> _Slot:
+        return _Slot(self._load().load_method(METHOD))
 
-    def close(self) -> None:
-        """Frees the instances; what was read is forgotten."""
-        self._slots.clear()
+    def _forget(self, slot: _Slot) -> None:
+        slot.read = []
 
-    def _advance(self, session: int, token_ids: list[int], start: int | None = None) -> Tensor:
-        """Reads what is new of a session; logits behind the tokens read from ``start`` on."""
-        if not 0 < len(token_ids) <= self.max_seq_len:
-            raise ValueError(
-                f"the model reads 1 to {self.max_seq_len} tokens; got a sequence of "
-                f"{len(token_ids)}"
-            )
-        slot = self._slot(session)
-        at = min(_common_prefix(slot.read, token_ids), len(token_ids) - 1)
-        wanted = len(token_ids) - 1 if start is None else start
+    def _read(self, slot: _Slot, token_ids: list[int], first: int) -> Tensor:
+        at = min(common_prefix(slot.read, token_ids), len(token_ids) - 1)
         kept: list[Tensor] = []
         slot.read = slot.read[:at]
         while at < len(token_ids):
             end = min(len(token_ids), at + self.manifest.prefill_tokens)
             ids = torch.tensor([token_ids[at:end]])
             logits_SV = slot.method.execute([ids, torch.tensor([at])])[0][0]
-            if end > wanted:
-                kept.append(logits_SV[max(0, wanted - at) :].float())
+            if end > first:
+                kept.append(logits_SV[max(0, first - at) :].float())
             slot.read = token_ids[:end]
             at = end
         return torch.cat(kept)
@@ -143,39 +90,6 @@ class ExportedStudent:
     def _load(self) -> Any:
         """The program anew: methods of one that was loaded once share their caches."""
         return _load_program(self.folder / self.manifest.model_file, self._threads)
-
-    def _slot(self, session: int) -> _Slot:
-        if session not in self._slots:
-            if len(self._slots) < self._sessions:
-                self._slots[session] = _Slot(self._load().load_method(METHOD))
-            else:
-                _, oldest = self._slots.popitem(last=False)
-                oldest.read = []
-                self._slots[session] = oldest
-        self._slots.move_to_end(session)
-        return self._slots[session]
-
-
-def tokenizer_of(folder: Path, manifest: Manifest) -> HFTokenizer:
-    """The tokenizer in an exported folder.
-
-    Raises:
-        ValueError: it is not the one that the manifest describes.
-    """
-    tokenizer = HFTokenizer(str(folder))
-    known = manifest.tokenizer.get("fingerprint")
-    if tokenizer.fingerprint != known or tokenizer.chat_template != manifest.chat_template:
-        raise ValueError(
-            f"{folder / 'tokenizer.json'} and the chat template beside it are not those that the "
-            f"student was exported with (fingerprint {tokenizer.fingerprint}, {MANIFEST_FILE} says "
-            f"{known!r}): copy the student's tokenizer there, or export the student anew"
-        )
-    if tokenizer.vocab_size > manifest.vocab_size:
-        raise ValueError(
-            f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} ids, but the model gives "
-            f"{manifest.vocab_size} logits ({MANIFEST_FILE}): they are not of one student"
-        )
-    return tokenizer
 
 
 def _load_program(path: Path, threads: int | None) -> Any:
@@ -218,13 +132,6 @@ def _check_program(program: Any, manifest: Manifest, folder: Path) -> None:
                 f"{path} was exported with {key} {int(found)}, but {MANIFEST_FILE} says "
                 f"{getattr(manifest, key)}: they are not of one export; export the student anew"
             )
-
-
-def _common_prefix(known: Sequence[int], asked: Sequence[int]) -> int:
-    length = min(len(known), len(asked))
-    if known[:length] == asked[:length]:
-        return length
-    return next(i for i in range(length) if known[i] != asked[i])
 
 
 def load_exported(folder: str | Path, **options: Any) -> ExportedStudent:

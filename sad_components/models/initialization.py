@@ -150,7 +150,9 @@ def _look_up_(attention: nn.Module, head: int, slow: Tensor, query: Tensor, key:
     for number in range(group):
         rows = _rows(head * group + number, dim)
         weight = attention.q_proj.weight[rows]
-        attention.q_proj.weight[rows] = scale * query + torch.where(slow[:, None], 0, weight * _FAINT)
+        attention.q_proj.weight[rows] = scale * query + torch.where(
+            slow[:, None], 0, weight * _FAINT
+        )
         values = attention.v_proj.weight[keys]
         attention.output_proj.weight[:, rows] = values.T * math.sqrt(2 / dim) / group
     weight = attention.k_proj.weight[keys]
