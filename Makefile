@@ -12,6 +12,7 @@
 #   HOUSEHOLD_RUN=<folder>  where household-agent writes (default: runs/household)
 #   HOUSEHOLD=0           leave ALFWorld's engine out of `make test` (it needs a C++ compiler)
 #   EXECUTORCH=0          leave ExecuTorch out of `make test`; its tests are skipped
+#   TEST_PROCESSES=2      at the same time in `make test`; each takes a core and up to 4 GB
 #   TORCH_INDEX=<url>     a package index with torch's CPU build. PyPI's Linux build brings CUDA,
 #                         several GB; without a GPU use
 #                         TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -23,6 +24,7 @@ endif
 HOUSEHOLD ?= 1
 EXECUTORCH ?= 1
 TORCH_INDEX ?=
+TEST_PROCESSES ?= 2
 QUICKSTART_CONFIG ?= smollm2/135M_to_15layers_structured_kd
 
 VENV := .venv
@@ -66,7 +68,8 @@ household-student: $(TEST_INSTALLED)
 executorch: $(EXECUTORCH_INSTALLED)
 
 test: $(TEST_INSTALLED) $(if $(filter-out 0,$(EXECUTORCH)),$(EXECUTORCH_INSTALLED))
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" --cov=sad_components --cov-report=term
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" -n $(TEST_PROCESSES) --dist loadfile \
+	  --cov=sad_components --cov-report=term
 
 gpu-check: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu_check.py

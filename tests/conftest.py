@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
 class StrictSkips:
     """Fails the run if a test was skipped for a reason that ``expected_skips.txt`` lacks."""
 
-    def __init__(self, expected: list[re.Pattern[str]]) -> None:
+    def __init__(self, expected: list[re.Pattern[str]], config: pytest.Config) -> None:
         self._expected = expected
+        self._worker = getattr(config, "workeroutput", None)
         self.unexpected: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -40,10 +42,19 @@ class StrictSkips:
             return
         _, _, reason = report.longrepr
         if not any(pattern.search(reason) for pattern in self._expected):
-            self.unexpected.append(f"{report.nodeid}: {reason}")
+            line = f"{report.nodeid}: {reason}"
+            self.unexpected += [line] if line not in self.unexpected else []
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A process of pytest-xdist ends: it alone knows of the modules that it skipped."""
+        found = getattr(node, "workeroutput", {}).get("unexpected_skips", [])
+        self.unexpected += [line for line in found if line not in self.unexpected]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.unexpected and session.exitstatus == pytest.ExitCode.OK:
+        if self._worker is not None:
+            self._worker["unexpected_skips"] = self.unexpected
+        elif self.unexpected and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -57,4 +68,4 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("SAD_STRICT_SKIPS") == "1":
         lines = EXPECTED_SKIPS.read_text(encoding="utf-8").splitlines()
         expected = [re.compile(line) for line in lines if line and not line.startswith("#")]
-        config.pluginmanager.register(StrictSkips(expected), "strict-skips")
+        config.pluginmanager.register(StrictSkips(expected, config), "strict-skips")

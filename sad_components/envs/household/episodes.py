@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from sad_components.envs.household.beliefs import Beliefs
-from sad_components.envs.household.checking import narrator_of
+from sad_components.envs.household.checking import CheckingNarrator, narrator_of
 from sad_components.envs.household.engine import NOTHING_HAPPENS, HouseholdEnv, engine_versions
 from sad_components.envs.household.expert import Decision, Expert
 from sad_components.envs.household.games import Game, layout_fingerprint
@@ -106,6 +106,7 @@ class ExpertPlayer:
         self._env = env
         self._rng = random.Random(f"{env.game.id}:{style}")
         self._narrator = narrator_of(style, self._rng)
+        self._checks = style == CheckingNarrator.style
         self._wrong_turns = schedule(wrong_turn_share, self._rng)
         self._overlooks = bool(self._wrong_turns)
         self._expert = Expert(first_observation, self._rng, search=search)
@@ -122,14 +123,14 @@ class ExpertPlayer:
         """The next turn as a message, and its action."""
         decision, beliefs = self._expert.decide(), self._expert.beliefs
         goes_wrong = self._turns in self._wrong_turns
-        misread = (
-            self._misread(decision, goes_wrong) if self._narrator.style == "checking" else None
-        )
+        misread = self._misread(decision, goes_wrong) if self._checks else None
         said, known, slip = misread or (decision, beliefs, None)
         thought = self._narrator.thought(said, known, self._slip)
         action, self._slip = said.action, slip
         if goes_wrong and misread is None:
-            action, self._slip = wrong_action(decision, beliefs, self._env.admissible(), self._rng)
+            action, self._slip = wrong_action(
+                decision, beliefs, self._env.admissible(), self._rng, standing=self._checks
+            )
         message = Message("assistant", render_turn(thought, action))
         if misread or self._slip:
             message.weight = 0
@@ -144,8 +145,6 @@ class ExpertPlayer:
     ) -> tuple[Decision, Beliefs, str | None] | None:
         """A look at what is here that goes wrong: what is then thought, known, and the slip."""
         beliefs, rng = self._expert.beliefs, self._rng
-        if self._narrator.style != "checking":
-            return None
         if decision.situation in SEEING:
             if self._overlooks and rng.random() < _OVERLOOKED_SHARE:
                 self._overlooks = False

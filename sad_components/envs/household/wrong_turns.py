@@ -32,11 +32,16 @@ def schedule(share: float, rng: random.Random) -> frozenset[int]:
 
 
 def wrong_action(
-    decision: Decision, beliefs: Beliefs, admissible: Collection[str], rng: random.Random
+    decision: Decision,
+    beliefs: Beliefs,
+    admissible: Collection[str],
+    rng: random.Random,
+    standing: bool = False,
 ) -> tuple[str, str]:
     """An action that does not help, and its kind: ``invalid`` or ``detour``.
 
-    An ``invalid`` one is not admissible; a ``detour`` goes back to a place already seen.
+    An ``invalid`` one is not admissible; a ``detour`` goes back to a place already seen. With
+    ``standing`` an invalid one may go to where one stands.
     """
     detours = [
         f"go to {place}"
@@ -45,7 +50,7 @@ def wrong_action(
     ]
     if detours and decision.action.startswith("go to ") and rng.random() < _DETOUR_SHARE:
         return rng.choice(detours), "detour"
-    invalid = [a for a in _impossible(decision, beliefs) if a not in admissible]
+    invalid = [a for a in _impossible(decision, beliefs, standing) if a not in admissible]
     return rng.choice(invalid), "invalid"
 
 
@@ -70,7 +75,7 @@ def overlooking(beliefs: Beliefs, sought: str) -> Beliefs:
     return blind
 
 
-def _impossible(decision: Decision, beliefs: Beliefs) -> list[str]:
+def _impossible(decision: Decision, beliefs: Beliefs, standing: bool) -> list[str]:
     """Likely mistakes: a step skipped, a thing that is not there, a verb the game has not."""
     task, here, held = beliefs.task, beliefs.location, beliefs.holding
     verb, rest = decision.action.split(" ", 1)
@@ -79,7 +84,7 @@ def _impossible(decision: Decision, beliefs: Beliefs) -> list[str]:
         place = rest.removeprefix("to ")
         kind = kind_of(place)
         out += [f"walk to {place}", f"go to {kind} {len(beliefs.of_kind(kind)) + 1}"]
-        if here:
+        if here and standing:
             out.append(f"go to {here}")
     if verb == "open":
         out.append(f"look in {rest}")
