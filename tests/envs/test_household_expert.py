@@ -95,11 +95,6 @@ def nothing_at(*places):
             ["You pick up the mug 1 from the drawer 1.", *nothing_at("drawer 1")],
             "go to fridge 1",
         ),
-        (
-            "put a mug in fridge",
-            ["You arrive at drawer 1. On the drawer 1, you see a mug 1.", *nothing_at("cabinet 2")],
-            "go to cabinet 1",
-        ),
     ],
 )
 def test_search_round_the_room_takes_the_next_place_whatever_it_has_seen(
@@ -110,6 +105,18 @@ def test_search_round_the_room_takes_the_next_place_whatever_it_has_seen(
     assert decision.action == decision.acceptable[0] == action
     assert decision.tier is None
     assert not seen & {a.removeprefix("go to ") for a in decision.acceptable[1:]}
+
+
+def test_search_round_the_room_calls_going_back_to_what_was_seen_as_good():
+    seen = "You arrive at drawer 1. On the drawer 1, you see a {}."
+    mug = listed("put a mug in fridge", seen.format("mug 1"), *nothing_at("cabinet 2")).decide()
+    assert mug.action == "go to cabinet 1"
+    assert "go to drawer 1" in mug.acceptable
+    task = "look at mug under the desklamp"
+    held = "You pick up the mug 1 from the cabinet 2."
+    lamp = listed(task, seen.format("desklamp 1"), *nothing_at("cabinet 2"), held).decide()
+    assert (lamp.situation, lamp.action) == ("search_lamp", "go to cabinet 1")
+    assert "go to drawer 1" in lamp.acceptable
 
 
 def test_search_round_the_room_looks_into_what_is_closed_on_its_way_to_what_it_has_seen():

@@ -31,6 +31,8 @@ PHASES = {
 
 #: Situations in which the next place to look into is chosen.
 SEEKING = ("search", "search_lamp")
+#: Going back to what was seen -> going to look for it, and looking into what is closed.
+_REMEMBERED = {"fetch": ("search", "open"), "to_lamp": ("search_lamp", "open_lamp")}
 #: Orders of a search: usual places first, at random among equals; or as the room lists its places.
 SEARCHES = ("likely", "listed")
 
@@ -104,17 +106,15 @@ class Expert:
         """
         beliefs = beliefs or self.beliefs
         situation, acceptable, tier = plan(beliefs)
-        if self._search == "listed":
-            if situation == "fetch":
-                situation, acceptable, tier = _search(
-                    beliefs, beliefs.task.target, "search", "open"
-                )
-            elif situation == "to_lamp":
-                situation, acceptable, tier = _search(beliefs, LAMP, "search_lamp", "open_lamp")
-            if situation in SEEKING:
-                action = f"go to {next_listed(beliefs)}"
-                others = _go_to(_unseen(beliefs))
-                return Decision(situation, action, tuple(dict.fromkeys([action, *others])), None)
+        known: list[str] = []
+        if self._search == "listed" and situation in _REMEMBERED:
+            kind = LAMP if situation == "to_lamp" else beliefs.task.target
+            known = acceptable
+            situation, acceptable, tier = _search(beliefs, kind, *_REMEMBERED[situation])
+        if self._search == "listed" and situation in SEEKING:
+            action = f"go to {next_listed(beliefs)}"
+            as_good = dict.fromkeys([action, *known, *_go_to(_unseen(beliefs))])
+            return Decision(situation, action, tuple(as_good), None)
         return Decision(situation, self._rng.choice(acceptable), tuple(acceptable), tier)
 
 
