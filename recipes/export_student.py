@@ -10,8 +10,7 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from sad_components.export.requirements import INSTALL, executorch_problems
 from sad_components.export.variants import Variant, exported_variant, prepare
 from sad_components.export.writer import Facts, write_executorch, write_gguf_export
 from sad_components.models import from_pretrained, save_student
-from sad_components.models.checkpoint import TOKENIZER_FILES, load_hf_config
+from sad_components.models.checkpoint import TOKENIZER_FILES, load_hf_config, replace_folder
 from sad_components.models.quantized import (
     SCHEMES,
     Scheme,
@@ -54,7 +53,7 @@ from sad_components.training.config import ConfigError, build, call, check_count
 from sad_components.training.durable import write_atomically
 from sad_components.training.errors import explained
 from sad_components.training.report import versions
-from sad_components.trajectory import Trajectory, read_jsonl
+from sad_components.trajectory import Trajectory, iter_json_lines
 
 SUPPORTS_DISTRIBUTED = False
 
@@ -87,6 +86,10 @@ class ExportStudentRecipe:
         if not cfg.exports:
             raise ConfigError("exports names at least one export; got none")
         for name, node in cfg.exports.items():
+            if Path(name).name != name or name.startswith("."):
+                raise ConfigError(
+                    f"exports: a name is that of a folder in output_dir; got {name!r}"
+                )
             kind = node.get("kind") if OmegaConf.is_dict(node) else None
             if kind not in _KINDS:
                 raise ConfigError(
@@ -115,13 +118,15 @@ class ExportStudentRecipe:
                 f"{target} exists and would be lost: choose another output_dir, or set "
                 "overwrite=True"
             )
+        self.student = self._student()
+        for name, node in self.cfg.exports.items():
+            self._check_target(name, node)
         problems = executorch_problems()
         if problems and any(node.kind == "executorch" for node in self.cfg.exports.values()):
             raise ConfigError(
                 f"exports of kind executorch need ExecuTorch: {'; '.join(problems)}. Set it up "
                 f"with `{INSTALL}` (docs/export.md)"
             )
-        self.student = self._student()
         self.transform = self._transform()
         trajectories = self._trajectories()
         self.format = self.cfg.get("format") or trajectories[0].format or "react"
@@ -130,6 +135,11 @@ class ExportStudentRecipe:
         plain = self._reference_folder()
         model = from_pretrained(plain, dtype=torch.float32, device="cpu", dropout=0.0).eval()
         self.max_seq_len: int = self.cfg.get("max_seq_len") or model.max_seq_len
+        if not 1 <= self.max_seq_len <= model.max_seq_len:
+            raise ConfigError(
+                f"max_seq_len is 1 to {model.max_seq_len}, what the student reads; got "
+                f"{self.max_seq_len}"
+            )
         self.probe = self.probe.cut(self.max_seq_len)
         self.reference = Reference.of(model, self.probe)
         self.rows["eager fp32"] = eager_row(model, self.probe, None, weights_size(plain))
@@ -145,8 +155,8 @@ class ExportStudentRecipe:
             print(f"exporting {name} ..", flush=True)
             maker = {"hf": self._hf, "gguf": self._gguf}.get(node.kind, self._executorch)
             self.rows[name] = {"kind": node.kind, **maker(name, node)}
-            text = export_card(node.get("student") or self.student, name, self.rows[name])
-            write_card(self.output_dir / name, text)
+            student, folder = node.get("student") or self.student, self.output_dir / name
+            write_card(folder, export_card(student, name, self.rows[name], folder))
             gc.collect()
             self._write()
         print(comparison_table(self.rows))
@@ -167,10 +177,12 @@ class ExportStudentRecipe:
             elif scheme is None:
                 save_student(from_pretrained(student, torch.float32), folder, self._tokenizer_dir())
             elif scheme in SCHEMES:
-                quantize_folder(student, folder, Scheme(scheme, node.get("group_size", 32)))
+                rounding = Scheme(scheme, node.get("group_size", 32))
+                quantize_folder(student, folder, rounding, tokenizer_dir=self._tokenizer_dir())
             else:
                 model = from_pretrained(student, torch.float32, device="cpu")
                 described = {**load_hf_config(student), "torch_dtype": "float32"}
+                described.pop("dtype", None)  # transformers 5's name for the same
                 quantize_torchao_(model, scheme)
                 save_torchao_folder(model, scheme, described, folder, self._tokenizer_dir())
                 del model
@@ -203,12 +215,7 @@ class ExportStudentRecipe:
             exported = load_exported(folder)
             row = exported_row(exported, own, self.probe, self.reference)
             exported.close()
-            if not row["error_own"] <= self.max_error:
-                raise ValueError(
-                    f"exports.{name}: the .pte gives other logits than the eager model that it was "
-                    f"made of: relative error {row['error_own']:.2e}, at most {self.max_error:.0e} "
-                    "is allowed (compare.max_error). It is not kept"
-                )
+            self._check_error(name, row["error_own"])
             return row
 
     def _gguf(self, name: str, node: DictConfig) -> dict[str, Any]:
@@ -226,21 +233,37 @@ class ExportStudentRecipe:
                 return {"runtime": "gguf", "bytes": size, "not_run": str(error)}
             row = exported_row(exported, None, self.probe, self.reference)
             exported.close()
+            if node.get("dtype") != "q8_0":  # which rounds, and has no eager model of its own
+                self._check_error(name, row["error"])
             return row
 
-    @contextmanager
-    def _replacing(self, name: str) -> Iterator[Path]:
+    def _check_error(self, name: str, error: float) -> None:
+        if not error <= self.max_error:
+            raise ValueError(
+                f"exports.{name}: the export gives other logits than the eager model that it was "
+                f"made of: relative error {error:.2e}, at most {self.max_error:.0e} is allowed "
+                "(compare.max_error). It is not kept"
+            )
+
+    def _replacing(self, name: str) -> AbstractContextManager[Path]:
         """A folder that takes its place only when everything in the block went well."""
-        target = self.output_dir / name
-        fresh = self.output_dir / f".{name}.writing"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        try:
-            yield fresh
-            shutil.rmtree(target, ignore_errors=True)
-            fresh.rename(target)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        return replace_folder(self.output_dir / name)
+
+    def _check_target(self, name: str, node: DictConfig) -> None:
+        """Raises ``ConfigError`` where an export would replace what is no export of this place."""
+        target = (self.output_dir / name).resolve()
+        given = [self.student, node.get("student"), self.cfg.get("reference"), self.cfg.get("run")]
+        read = {Path(folder).resolve() for folder in given if folder is not None}
+        if any(folder.is_relative_to(target) for folder in read):
+            raise ConfigError(
+                f"exports.{name} would replace {target}, which this run reads: choose another "
+                "output_dir or name"
+            )
+        if target.exists() and not self.cfg.get("overwrite", False):
+            raise ConfigError(
+                f"{target} exists and would be lost: choose another output_dir, or set "
+                "overwrite=True"
+            )
 
     def _write(self) -> None:
         found = {
@@ -301,7 +324,8 @@ class ExportStudentRecipe:
                 "shipped:household/heldout); the run has no heldout.source"
             )
         wanted = max(self.compare.get("rows", 4), self.compare.get("prompts", 2))
-        found = list(itertools.islice(read_jsonl(resolve_source(source)), wanted))
+        lines = itertools.islice(iter_json_lines(resolve_source(source)), wanted)
+        found = [self.transform.trajectory(record) for _, record in lines]
         if not found:
             raise ConfigError(f"compare.source: {source} holds no transcript")
         return found

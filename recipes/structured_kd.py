@@ -467,8 +467,8 @@ class StructuredKDRecipe:
             made = self.weights.write_finished(self.folder, base_folder_of(self.cfg.student))
         made += self.switches.write_quantized(self.folder.student, self.folder.quantized)
         summary = self.summary()
-        made += write_run_cards(self.folder.path, summary)
         self.folder.write_summary(summary)
+        made += write_run_cards(self.folder.path, summary)
         order = ("before", "after", "teacher")
         names = {"before": "student before", "after": "student after", "teacher": "teacher"}
         rows = {names[k]: self.heldout[k] for k in order if k in self.heldout}

@@ -16,6 +16,7 @@ from sad_components.data import SpanTokenizer, dataset_type
 from sad_components.data.dataset import RowDataset
 from sad_components.doctor.config_file import ConfigFile
 from sad_components.doctor.run import DataFacts, check_run
+from sad_components.export.manifest import read_manifest
 from sad_components.export.requirements import EXECUTORCH, INSTALL, executorch_problems
 from sad_components.models.hidden import num_parameters, vocab_size_of
 from sad_components.models.lora import adapters_of, trained_parameters
@@ -248,8 +249,16 @@ def _needs_executorch(cfg: Any) -> bool:
     if not OmegaConf.is_dict(cfg):
         return False
     made = cfg.get("kind") == "executorch"
-    plays = str(cfg.get("_component_")).endswith(".exported_policy")
+    plays = str(cfg.get("_component_")).endswith(".exported_policy") and _is_program(cfg)
     return made or plays or any(_needs_executorch(value) for value in cfg.values())
+
+
+def _is_program(policy: DictConfig) -> bool:
+    """Whether an exported policy is, or will be, a .pte; what cannot be read is told of later."""
+    try:
+        return read_manifest(policy.get("path"), verify=False).kind == "executorch"
+    except (ValueError, OSError, TypeError):
+        return True
 
 
 def _supervised(data: RowDataset, spec: Any) -> float:

@@ -82,6 +82,7 @@ def write_gguf(
     dtype: str = "fp16",
     name: str | None = None,
     licence: str | None = None,
+    tokenizer_dir: str | Path | None = None,
 ) -> GGUFReport:
     """Writes a student as a GGUF file, replacing an older one as a whole.
 
@@ -92,6 +93,7 @@ def write_gguf(
             learned positions are fp32.
         name: of the model, for people; None: the folder's name.
         licence: of the weights, for people.
+        tokenizer_dir: whose tokenizer goes into the file; None: the student's.
 
     Raises:
         ValueError: a dtype that is none of these, a family or a setting that llama.cpp cannot run,
@@ -104,7 +106,7 @@ def write_gguf(
     architecture = _architecture(config)
     with torch.device("meta"):
         build_decoder(config)  # refuses settings that the family, and so this writer, has not
-    tokenizer = gguf_tokenizer(student_dir, _vocab_size(config))
+    tokenizer = gguf_tokenizer(tokenizer_dir or student_dir, _vocab_size(config))
     tensors = dict(_tensors(checkpoint.state_dict, config, architecture))
     target = Path(out_path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +149,7 @@ def _architecture(config: Mapping[str, Any]) -> MODEL_ARCH:
     if model_type not in ARCHITECTURES:
         raise ValueError(
             f"llama.cpp runs {', '.join(ARCHITECTURES)} of the families known here; this student "
-            f"is a {model_type!r}: export it to ExecuTorch (format: pte)"
+            f"is a {model_type!r}: export it to ExecuTorch (kind: executorch, or sad export --pte)"
         )
     if config.get("quantization_config"):
         raise ValueError(
@@ -176,7 +178,8 @@ def _tensors(
         if name is None:
             raise ValueError(
                 f"llama.cpp's {MODEL_ARCH_NAMES[architecture]} has no place for the tensor "
-                f"{hf_name!r}: export this student to ExecuTorch (format: pte)"
+                f"{hf_name!r}: export this student to ExecuTorch (kind: executorch, or sad export "
+                "--pte)"
             )
         yield name, change(hf_name, tensor, config)
     factors = _rope_factors(config)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sad_components.models.checkpoint import MANIFEST_FILE
+from sad_components.models.checkpoint import MANIFEST_FILE, PROGRAM_FILES
 
 FORMAT = "sad_export"
 #: Raised when a reader of older manifests would misunderstand a newer one.
@@ -143,7 +143,7 @@ def is_export(folder: str | Path) -> bool:
     try:
         return path.is_file() and json.loads(path.read_text("utf-8")).get("format") == FORMAT
     except (ValueError, AttributeError):
-        return (Path(folder) / "model.pte").is_file()
+        return any((Path(folder) / name).is_file() for name in PROGRAM_FILES)
 
 
 def file_hash(path: Path) -> str:

@@ -6,7 +6,6 @@ training, so that whoever evaluates the folder does the same.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,19 +13,22 @@ from typing import Any
 
 import yaml
 
-from sad_components.export.manifest import is_export, read_manifest
-from sad_components.models.checkpoint import CARD_FILE
+from sad_components.export.manifest import TRANSFORM_KEYS, is_export, read_manifest
+from sad_components.models.checkpoint import CARD_FILE, CONFIG_FILE, load_hf_config
+from sad_components.models.quantized import quantized_scheme
+from sad_components.training.durable import write_atomically
 
 UNKNOWN = "unknown"
 #: Where the training data's licence is known: name -> licence.
 SHIPPED_LICENCES = {
     "shipped:household/": "BSD-3-Clause; the wording of observations is ALFWorld's (MIT)",
 }
-#: What a LICENSE file begins with -> its name on the hub.
+#: What only this licence's text says -> its name on the hub.
 _LICENCE_TEXTS = (
     (r"Apache License\s+Version 2\.0", "apache-2.0"),
-    (r"MIT License|Permission is hereby granted, free of charge", "mit"),
-    (r"BSD 3-Clause|Redistribution and use in source and binary forms", "bsd-3-clause"),
+    (r"to\s+any\s+person\s+obtaining\s+a\s+copy\s+of\s+this\s+software\s+and\s+associated", "mit"),
+    (r"Neither\s+the\s+names?\s+of", "bsd-3-clause"),
+    (r"Redistribution\s+and\s+use\s+in\s+source\s+and\s+binary\s+forms", "bsd-2-clause"),
     (r"LLAMA 2 COMMUNITY", "llama2"),
     (r"LLAMA 3\.1 COMMUNITY", "llama3.1"),
     (r"LLAMA 3\.2 COMMUNITY", "llama3.2"),
@@ -74,6 +76,17 @@ def transform_of(folder: str | Path) -> dict[str, Any]:
     return dict(found) if isinstance(found, dict) else {}
 
 
+def transform_options(folder: str | Path, style: str | None = None) -> dict[str, Any]:
+    """How a student is shown transcripts: as ``style``, else as its folder says, else as chat.
+
+    Args:
+        folder: see :func:`transform_of`.
+        style: ``chat`` or ``plain`` where somebody knows better.
+    """
+    known = {k: v for k, v in transform_of(folder).items() if k in TRANSFORM_KEYS}
+    return {"style": "chat", **(known if style in (None, known.get("style")) else {"style": style})}
+
+
 def licence_of(folder: str | Path | None) -> str:
     """The licence of a model's weights as its folder states it, else ``unknown``.
 
@@ -103,6 +116,7 @@ def student_card(
     title: str,
     evaluation: Mapping[str, Any] | None = None,
     data_licence: str | None = None,
+    folder: str | Path | None = None,
 ) -> str:
     """The card of a run's student.
 
@@ -112,6 +126,7 @@ def student_card(
         evaluation: of ``evaluate_agent``'s ``results.json`` the entry of the policy that the
             student is, with ``environment`` beside it; None where it was not played.
         data_licence: of the trajectories; None: what is known of shipped ones, else unknown.
+        folder: whose card it is: how it is loaded depends on what lies there.
     """
     config = summary["config"]
     transform = dict(config.get("transform") or {})
@@ -131,8 +146,8 @@ def student_card(
         *_models(config, summary, base, licence),
         *_data(config, summary.get("data") or {}, data_licence),
         *_method(config, summary),
-        *_numbers(summary.get("heldout") or {}, evaluation),
-        *_usage(transform),
+        *_numbers(summary.get("heldout") or {}, evaluation, config.get("qat")),
+        *_usage(transform, folder, own_words=base is None),
         "## Versions",
         _bullets(f"{name}: {value}" for name, value in (summary.get("versions") or {}).items()),
     ]
@@ -140,7 +155,9 @@ def student_card(
     return f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def export_card(student_dir: str | Path, name: str, row: Mapping[str, Any]) -> str:
+def export_card(
+    student_dir: str | Path, name: str, row: Mapping[str, Any], folder: str | Path | None = None
+) -> str:
     """The card of an export: the student's own, with what the export is and how it compares.
 
     Args:
@@ -148,6 +165,7 @@ def export_card(student_dir: str | Path, name: str, row: Mapping[str, Any]) -> s
         name: of the export.
         row: its figures as ``recipes/export_student.py`` measures them: ``runtime``, ``bytes``,
             ``error`` and ``error_own`` (relative, of logits), ``greedy_equal``, ``not_run``, ..
+        folder: of the export; None: one that is loaded as the student is.
     """
     path = Path(student_dir) / CARD_FILE
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -156,13 +174,16 @@ def export_card(student_dir: str | Path, name: str, row: Mapping[str, Any]) -> s
         text = f"---\n{front}---\n\n# {Path(student_dir).resolve().name}\n{text}"
     before, usage, rest = text.partition(_USAGE)
     section = f"## Export\n\n{_bullets(_export_lines(name, row))}\n\n"
-    if row["runtime"] == "eager":
-        return before.rstrip() + f"\n\n{section}{usage}{rest}"
     _, _, versions = rest.partition("## Versions")
-    how = (
-        f"{_USAGE}\n\nIt runs in {_RUNTIMES[row['runtime']]}; `manifest.json` says how prompts are "
-        "written and which tokens end a turn.\n\n```console\nsad chat <this folder>\n```\n"
-    )
+    if row["runtime"] == "eager" and not _is_quantised(folder):
+        return before.rstrip() + f"\n\n{section}{usage}{rest}"
+    if row["runtime"] == "eager":
+        how = "\n\n".join(_usage(transform_of(student_dir), folder)) + "\n"
+    else:
+        how = (
+            f"{_USAGE}\n\nIt runs in {_RUNTIMES[row['runtime']]}; `manifest.json` says how prompts "
+            "are written and which tokens end a turn.\n\n```console\nsad chat <this folder>\n```\n"
+        )
     tail = f"\n## Versions{versions}" if versions else ""
     return before.rstrip() + f"\n\n{section}{how}{tail}"
 
@@ -175,12 +196,7 @@ def write_card(folder: str | Path, text: str) -> Path:
         text: of :func:`student_card`.
     """
     path = Path(folder) / CARD_FILE
-    aside = path.with_name(f".{CARD_FILE}.part")
-    with open(aside, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(aside, path)
+    write_atomically(path, text)
     return path
 
 
@@ -203,7 +219,8 @@ def write_run_cards(
         folder = Path(run) / name
         if folder.is_dir():
             own = {k: v for k, v in known.items() if name == "student" or k != "evaluation"}
-            text = student_card(summary, title=title or Path(run).resolve().name, **own)
+            heading = title or Path(run).resolve().name
+            text = student_card(summary, title=heading, folder=folder, **own)
             lines.append(f"card: {write_card(folder, text)}")
     return lines
 
@@ -226,9 +243,10 @@ def _models(
     lines = [
         f"student: {_count(counts.get('student'))} parameters, {made} from {origin}"
         + (f" ({how})" if how else ""),
-        f"licence of the base weights: {licence}"
-        + ("" if licence != UNKNOWN else " (their folder states none)"),
     ]
+    if base:
+        unstated = " (their folder states none)" if licence == UNKNOWN else ""
+        lines.append(f"licence of the base weights: {licence}{unstated}")
     if teacher:
         where = teacher.get("path") or teacher.get("_component_", "").rpartition(".")[2]
         lines.append(f"teacher: `{where}`, {_count(counts.get('teacher'))} parameters")
@@ -278,7 +296,9 @@ def _method(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
 
 
 def _numbers(
-    heldout: Mapping[str, Mapping[str, Any]], evaluation: Mapping[str, Any] | None
+    heldout: Mapping[str, Mapping[str, Any]],
+    evaluation: Mapping[str, Any] | None,
+    rounding: str | None = None,
 ) -> list[str]:
     parts = ["## Numbers"]
     rows = {label: heldout[name] for name, label in _ROWS.items() if name in heldout}
@@ -292,7 +312,8 @@ def _numbers(
             cells = ("-" if row.get(k) is None else f.format(row[k]) for k, _, f in columns)
             table.append(f"| {label} | {' | '.join(cells)} |")
         parts.append("\n".join(table))
-        parts.append("Teacher-forced, on tokens of the agent; KL against the teacher.")
+        rounded = f" Measured with the rounding of {rounding}." if rounding else ""
+        parts.append(f"Teacher-forced, on tokens of the agent; KL against the teacher.{rounded}")
     if evaluation is not None:
         parts.append(_played(evaluation))
     if len(parts) == 1:
@@ -334,7 +355,33 @@ def _export_lines(name: str, row: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _usage(transform: Mapping[str, Any]) -> list[str]:
+def _is_quantised(folder: str | Path | None) -> bool:
+    if folder is None or not (Path(folder) / CONFIG_FILE).is_file():
+        return False
+    return quantized_scheme(load_hf_config(folder)) is not None
+
+
+def _loading(folder: str | Path | None, own_words: bool) -> str:
+    """Python that loads a folder's model and tokenizer."""
+    if _is_quantised(folder):
+        return (
+            "from sad_components.data import HFTokenizer\n"
+            "from sad_components.models.quantized import load_quantized\n\n"
+            'model = load_quantized("<this folder>")  # its linear layers are quantised\n'
+            'tokenizer = HFTokenizer("<this folder>")'
+        )
+    # AutoTokenizer cuts words by the rule of the architecture, whatever tokenizer.json says
+    tokenizer = "PreTrainedTokenizerFast" if own_words else "AutoTokenizer"
+    return (
+        f"from transformers import AutoModelForCausalLM, {tokenizer}\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("<this folder>")\n'
+        f'tokenizer = {tokenizer}.from_pretrained("<this folder>")'
+    )
+
+
+def _usage(
+    transform: Mapping[str, Any], folder: str | Path | None, own_words: bool = False
+) -> list[str]:
     style = transform.get("style", "chat")
     note = (
         "Transcripts were rendered by the tokenizer's chat template."
@@ -345,11 +392,7 @@ def _usage(transform: Mapping[str, Any]) -> list[str]:
     return [
         _USAGE,
         note,
-        "```python\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("<this folder>")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("<this folder>")\n'
-        "```",
+        f"```python\n{_loading(folder, own_words)}\n```",
         "```console\n"
         "tune run recipes/evaluate_agent.py --config my_evaluation.yaml   # plays an environment\n"
         "sad lm-eval run --model sad --model_args pretrained=<this folder> "

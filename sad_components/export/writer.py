@@ -25,12 +25,12 @@ from sad_components.export.manifest import (
 from sad_components.export.requirements import require_executorch
 from sad_components.export.variants import Variant, exported_variant, prepare
 from sad_components.formats import get_format
-from sad_components.models.checkpoint import TOKENIZER_FILES, load_hf_config
+from sad_components.models.checkpoint import PROGRAM_FILES, TOKENIZER_FILES, load_hf_config
 from sad_components.models.families import build_decoder
 from sad_components.models.hidden import vocab_size_of
 from sad_components.models.quantized import quantized_scheme
 
-PTE_FILE, GGUF_FILE = "model.pte", "model.gguf"
+PTE_FILE, GGUF_FILE = PROGRAM_FILES
 _TEMPLATE_FILE = "chat_template.jinja"
 _PACKAGES = ("torchtune-sad", "torch", "torchtune", "torchao", "executorch", "transformers")
 
@@ -218,7 +218,7 @@ def write_gguf_export(
         raise ValueError(f"{facts.student} is quantised: write the GGUF of the student itself")
     with torch.device("meta"):
         model = build_decoder(config)
-    write_gguf(facts.student, out_dir / GGUF_FILE, dtype)
+    write_gguf(facts.student, out_dir / GGUF_FILE, dtype, tokenizer_dir=facts.tokenizer.path)
     copy_tokenizer(facts.tokenizer, out_dir)
     length = max_seq_len or model.max_seq_len
     manifest = facts.manifest(

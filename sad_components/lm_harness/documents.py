@@ -20,7 +20,7 @@ from sad_components.data import HFTokenizer, SpanTokenizer
 from sad_components.data.rendering import Rendered
 from sad_components.data.shipped import resolve_folder, resolve_source
 from sad_components.data.transform import align
-from sad_components.export.model_card import transform_of
+from sad_components.export.model_card import transform_options
 from sad_components.formats import get_format
 from sad_components.formats.base import Dialect
 from sad_components.lm_harness.students import load_tokenizer
@@ -105,8 +105,8 @@ def turns(
             "--model_args pretrained=DIR or tokenizer=DIR, or with "
             '--metadata \'{"tokenizer": "DIR"}\''
         )
-    chosen = style or transform_of(pretrained or folder).get("style", "chat")
-    transform = SpanTokenizer(HFTokenizer(folder), style=chosen, on_rewrite="per_turn")
+    options = {**transform_options(pretrained or folder, style), "on_rewrite": "per_turn"}
+    transform = SpanTokenizer(HFTokenizer(folder), **options)
     source = resolve_source(trajectories)
     records = itertools.islice(read_jsonl(source), max_trajectories)
     found = [turn for record in records for turn in turns_of(record, transform, format)]

@@ -306,9 +306,9 @@ class SadLM(TemplateLM):
         tokens = self.tok_encode(context)[-(self.max_length - most) :]
         if not tokens:
             tokens = [self.prefix_token_id]
-        ids = (self.tokenizer.convert_tokens_to_ids(text) for text in until)
-        special = set(self.tokenizer.all_special_ids)
-        stop_ids = self._stop_ids | {i for i in ids if i in special}
+        known = (self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids)
+        special = dict(zip(*known, strict=True))  # what is no token would be given unk's id
+        stop_ids = self._stop_ids | {special[text] for text in until if text in special}
 
         def end(text: str) -> int | None:
             found = [at for stop in until if stop and (at := text.find(stop)) >= 0]

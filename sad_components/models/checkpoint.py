@@ -40,6 +40,8 @@ TOKENIZER_FILES = (
 CARD_FILE = "README.md"
 #: SHA-256 of the other files, where the folder was fetched (see sad_components/demo.py).
 MANIFEST_FILE = "manifest.json"
+#: A student as a program of another runtime, beside its manifest and tokenizer.
+PROGRAM_FILES = ("model.pte", "model.gguf")
 _REPLACEABLE = {
     CARD_FILE,
     MANIFEST_FILE,
@@ -50,6 +52,7 @@ _REPLACEABLE = {
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     *TOKENIZER_FILES,
+    *PROGRAM_FILES,
 }
 
 

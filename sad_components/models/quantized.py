@@ -126,7 +126,11 @@ def quantize_linears_(model: TransformerDecoder, scheme: Scheme) -> TransformerD
 
 
 def quantize_folder(
-    path: str | Path, out_dir: str | Path, scheme: Scheme, device: torch.device | None = None
+    path: str | Path,
+    out_dir: str | Path,
+    scheme: Scheme,
+    device: torch.device | None = None,
+    tokenizer_dir: str | Path | None = None,
 ) -> Path:
     """Writes the quantised version of a model in Hugging Face format; its path.
 
@@ -136,6 +140,7 @@ def quantize_folder(
         out_dir: the folder to make or replace; :func:`load_quantized` reads it.
         scheme: what the linear weights become.
         device: where it is quantised; None: the CPU.
+        tokenizer_dir: whose tokenizer is copied; None: the model's folder's, if it has one.
 
     Raises:
         ValueError: see :func:`from_pretrained`, :meth:`Scheme.check` and ``save_hf_folder``.
@@ -147,10 +152,9 @@ def quantize_folder(
     for name, value in model.state_dict().items():
         tensors.update(_packed(name, value) if _is_quantized(value) else {name: value})
     described = {"quant_method": _METHOD, **asdict(scheme)}
-    has_tokenizer = any((Path(path) / name).is_file() for name in TOKENIZER_FILES)
-    return save_hf_folder(
-        out_dir, tensors, {**config, _KEY: described}, path if has_tokenizer else None
-    )
+    if tokenizer_dir is None and any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
+        tokenizer_dir = path
+    return save_hf_folder(out_dir, tensors, {**config, _KEY: described}, tokenizer_dir)
 
 
 def load_quantized(

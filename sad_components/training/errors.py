@@ -26,7 +26,7 @@ def explained(recipe: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         _tell_launcher(error)
         if os.environ.get("SAD_DEBUG") == "1":
             raise

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sad_components.export.model_card import transform_options
 from sad_components.export.variants import EMBEDDINGS, PTE_SCHEMES
 from sad_components.models.checkpoint import load_hf_config
 from sad_components.models.quantized import SCHEMES, quantized_scheme
@@ -27,8 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``sad export``; 0 when every export agrees with its eager model."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if not (args.pte or args.hf or args.gguf):
-        args.pte = ["fp32", "8da4w"]
     recipe = load_recipe("export_student").ExportStudentRecipe(config_of(args))
     recipe.setup()
     recipe.export()
@@ -53,7 +52,7 @@ def config_of(args: argparse.Namespace) -> DictConfig:
     }
     own = quantized_scheme(load_hf_config(source / "student" if is_run else source))
     if not is_run:
-        cfg["transform"] = {"style": args.style or "chat"}
+        cfg["transform"] = transform_options(source, args.style)
         cfg["compare"]["source"] = args.compare or "shipped:household/heldout"
     elif args.style:
         raise ValueError(f"{source} is a run and knows its style: leave out --style")
@@ -69,7 +68,15 @@ def config_of(args: argparse.Namespace) -> DictConfig:
             "kind": "hf",
             **({"scheme": scheme} if scheme else {}),
         }
-    for name in args.pte:
+    pte = args.pte
+    if not (args.pte or args.hf or args.gguf):
+        pte = ["fp32", "8da4w"] if own is None else [own]
+    elif own is not None and set(pte) - {own}:
+        raise ValueError(
+            f"{source} is quantised by {own} and is exported as it is; got --pte {' '.join(pte)}: "
+            "leave --pte out, or export the student that it was made of"
+        )
+    for name in pte:
         node: dict[str, Any] = {"kind": "executorch"}
         if name != "fp32":
             node |= {"scheme": name, "group_size": args.group_size}
@@ -132,7 +139,9 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer", metavar="DIR", help="where it is not in the student's folder"
     )
     parser.add_argument(
-        "--style", choices=["chat", "plain"], help="of a student without a run (chat)"
+        "--style",
+        choices=["chat", "plain"],
+        help="of a student without a run (its card's, else chat)",
     )
     parser.add_argument("--compare", metavar="FILE", help="transcripts (the run's held-out ones)")
     parser.add_argument("--rows", type=int, default=4, metavar="N", help="of them are compared (4)")

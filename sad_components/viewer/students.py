@@ -9,6 +9,7 @@ from sad_components.data.tokenizers import HFTokenizer
 from sad_components.data.transform import SpanTokenizer
 from sad_components.evaluation.decoding import CachedDecoder, NextToken
 from sad_components.export import is_export, load_exported
+from sad_components.export.model_card import transform_options
 from sad_components.models import from_pretrained
 from sad_components.models.checkpoint import load_hf_config
 from sad_components.models.quantized import load_quantized, quantized_scheme
@@ -22,7 +23,7 @@ def open_student(
     Args:
         path: a folder in Hugging Face format, quantised or not, or an exported one.
         tokenizer: folder of the tokenizer, where it is not the model's.
-        style: ``chat`` or ``plain``; None: what an export says, else ``chat``.
+        style: ``chat`` or ``plain``; None: what the folder's manifest or card says, else ``chat``.
 
     Raises:
         ImportError: an export whose runtime is not installed.
@@ -36,7 +37,8 @@ def open_student(
         if style is not None and style != transform.style:
             raise ValueError(f"{path} was exported for {transform.style} style; got {style}")
         return student, transform, student.manifest.format
-    transform = SpanTokenizer(HFTokenizer(str(tokenizer or path)), style=style or "chat")
+    options = transform_options(path, style)
+    transform = SpanTokenizer(HFTokenizer(str(tokenizer or path)), **options)
     model = load_model(path)
     return CachedDecoder(model, transform.tokenizer.vocab_size), transform, "react"
 

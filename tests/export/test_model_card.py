@@ -118,7 +118,8 @@ def test_what_is_not_known_is_said_to_be_unknown(summary):
     text = student_card(summary, title="x")
     assert "license: unknown" in text
     assert "from random weights" in text
-    assert "licence of the base weights: unknown (their folder states none)" in text
+    assert "licence of the base weights" not in text  # there are none
+    assert "PreTrainedTokenizerFast.from_pretrained" in text
     assert "`mine.jsonl`: 2 of 2 records; licence: unknown" in text
     assert "teacher: none" in text
     assert "Not evaluated." in text
@@ -133,7 +134,19 @@ def test_what_is_not_known_is_said_to_be_unknown(summary):
         ("README.md", "---\nlicense: [a\n---\n", "unknown"),
         ("config.json", '{"license": "openrail"}', "openrail"),
         ("LICENSE", "          Apache License\n   Version 2.0, January 2004", "apache-2.0"),
-        ("LICENSE", "MIT License\n\nCopyright (c)", "mit"),
+        (
+            "LICENSE",
+            "MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining "
+            "a copy\nof this software and associated documentation files",
+            "mit",
+        ),
+        ("LICENSE", "Permission is hereby granted, free of charge, to any person or", "unknown"),
+        ("LICENSE", "Redistribution and use in source and binary forms", "bsd-2-clause"),
+        (
+            "LICENSE",
+            "Redistribution and use in source and binary\nforms\n3. Neither the name of the",
+            "bsd-3-clause",
+        ),
         ("LICENSE", "All rights reserved.", "unknown"),
         ("notes.txt", "mit", "unknown"),
     ],
@@ -145,6 +158,12 @@ def test_licence_of_a_folder(tmp_path, name, content, licence):
 
 def test_no_folder_has_no_licence(tmp_path):
     assert licence_of(tmp_path / "none") == licence_of(None) == "unknown"
+
+
+def test_figures_with_rounding_say_so(summary):
+    assert "Measured with" not in student_card(summary, title="x")
+    summary["config"]["qat"] = "8da4w"
+    assert "Measured with the rounding of 8da4w." in student_card(summary, title="x")
 
 
 def test_the_transform_is_read_back(summary, tmp_path):
@@ -161,7 +180,7 @@ def test_a_failure_leaves_the_older_card(tmp_path, monkeypatch):
     def full(_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("sad_components.export.model_card.os.fsync", full)
+    monkeypatch.setattr("sad_components.training.durable.os.fsync", full)
     with pytest.raises(OSError, match="no space"):
         write_card(tmp_path, "new")
     assert (tmp_path / "README.md").read_text() == "old"

@@ -194,6 +194,9 @@ def test_a_quantised_student_needs_its_reference(recipe_class, cfg, tmp_path):
         ({"exports": {"x": {"kind": "hf", "head": "8da8w"}}}, "nobody reads .* of exports.x"),
         ({"exports": {}}, "exports names at least one export"),
         ({"exports": {"x": {"kind": "hf", "scheme": "int3"}}}, r"exports.x.scheme is null or"),
+        ({"exports": {"../x": {"kind": "hf"}}}, "that of a folder in output_dir; got '../x'"),
+        ({"exports": {".x": {"kind": "hf"}}}, "that of a folder in output_dir; got '.x'"),
+        ({"max_seq_len": 1025}, "max_seq_len is 1 to 1024, what the student reads; got 1025"),
         ({"run": None}, "give run .* or student"),
         ({"run": "nowhere"}, r"run names the folder of a training run; nowhere.config.yaml is not"),
         ({"max_seq_len": 8, "compare": {"new_tokens": 9}}, "lower compare.new_tokens"),
@@ -220,6 +223,63 @@ def test_results_are_not_overwritten_unasked(recipe_class, cfg):
     cfg.overwrite = False
     with pytest.raises(ConfigError, match=r"export.json exists and would be lost"):
         recipe_class(cfg).setup()
+
+
+def test_an_export_never_takes_the_place_of_what_it_was_made_of(recipe_class, cfg):
+    cfg.output_dir, cfg.overwrite = cfg.run, True
+    cfg.exports = {"student": {"kind": "hf"}}
+    with pytest.raises(ConfigError, match=r"would replace .*student, which this run reads"):
+        export(recipe_class, cfg)
+    assert (Path(cfg.run) / "student" / "model.safetensors").is_file()
+
+
+def test_a_folder_of_something_else_is_not_replaced(recipe_class, cfg):
+    other = Path(cfg.output_dir) / "hf" / "notes.txt"
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    cfg.overwrite, cfg.exports = False, {"hf": {"kind": "hf"}}
+    with pytest.raises(ConfigError, match=r"hf exists and would be lost"):
+        export(recipe_class, cfg)
+    cfg.overwrite = True
+    with pytest.raises(ValueError, match=r"holds things that are no part of a checkpoint"):
+        export(recipe_class, cfg)
+    assert other.read_text() == "mine"
+
+
+def test_transcripts_that_name_no_format_are_compared_on(recipe_class, cfg, tmp_path):
+    record = {
+        "messages": [
+            {"role": "user", "content": "Your task is to: put a cup in the microwave."},
+            {"role": "assistant", "content": "Thought: A cup first.\nAction: go to cabinet 1"},
+            {"role": "user", "content": "On the cabinet 1, you see a cup 1."},
+        ]
+    }
+    cfg.compare.source = str(tmp_path / "mine.jsonl")
+    Path(cfg.compare.source).write_text(json.dumps(record) + "\n")
+    cfg.exports = {"hf": {"kind": "hf"}}
+    assert export(recipe_class, cfg)["exports"]["hf"]["error"] < 1e-6
+
+
+def test_the_command_takes_the_style_from_the_card(cfg, tmp_path):
+    student = Path(cfg.run) / "student"
+    front = {"sad": {"transform": {"style": "plain", "add_bos": False, "max_seq_len": 99}}}
+    (student / "README.md").write_text(f"---\n{json.dumps(front)}\n---\n")
+    command = ["export", str(student), "--out", cfg.output_dir, "--hf", "plain", "--rows", "1"]
+    assert cli.main(command) == 0
+    made = json.loads((Path(cfg.output_dir) / "export.json").read_text())["config"]
+    assert made["transform"] == {"style": "plain", "add_bos": False}
+
+
+def test_the_command_exports_a_quantised_student_as_it_is(cfg, tmp_path, capsys):
+    student = Path(cfg.run) / "student"
+    quantized = str(quantize_folder(student, tmp_path / "quantized", Scheme("8da4w", 32)))
+    command = ["export", quantized, "--out", cfg.output_dir, "--reference", str(student)]
+    assert cli.main([*command, "--pte", "fp32"]) == 2
+    assert "is quantised by 8da4w and is exported as it is" in capsys.readouterr().err
+    assert cli.main([*command, "--hf", "plain", "--rows", "1"]) == 0
+    card = (Path(cfg.output_dir) / "hf" / "README.md").read_text()
+    assert "load_quantized(" in card
+    assert "AutoModelForCausalLM" not in card
 
 
 def test_the_command(cfg, capsys):
