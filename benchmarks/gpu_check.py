@@ -63,6 +63,10 @@ class Row:
         return (self.name, self.result, near, speed, memory, f"{self.seconds:.0f}", said)
 
 
+#: What a check that is ended has to end its own processes.
+_PATIENCE_S = 40
+
+
 def run_row(name: str, command: list[str], folder: Path, limit_s: float) -> Row:
     """Runs a check as a process in a folder of its own, and ends it after ``limit_s``.
 
@@ -82,6 +86,11 @@ def run_row(name: str, command: list[str], folder: Path, limit_s: float) -> Row:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             code = None
+            # torchrun ends its processes, which have sessions of their own, when it is asked to
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE_S)
+            _wait_for_group(process.pid, _PATIENCE_S)
         finally:
             with contextlib.suppress(ProcessLookupError):  # and what it had started
                 os.killpg(process.pid, signal.SIGKILL)
@@ -103,6 +112,15 @@ def run_row(name: str, command: list[str], folder: Path, limit_s: float) -> Row:
     elif not row.figures:
         row.result, row.reason = "FAIL", "nothing was reported"
     return row
+
+
+def _wait_for_group(group: int, most_s: float) -> None:
+    """Until no process is left in a group, or time is up."""
+    end = time.monotonic() + most_s
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.1)
 
 
 def _last_words(code: int, output: Path) -> str:

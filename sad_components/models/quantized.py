@@ -268,7 +268,7 @@ def _unpacked(
 
 def _stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
     """The dtype that a config says its weights have (transformers 5 has another key for it)."""
-    name = config.get("torch_dtype") or config.get("dtype") or "float32"
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
     found = getattr(torch, str(name).removeprefix("torch."), None)
     if found not in _DTYPES:
         raise ValueError(

@@ -95,6 +95,22 @@ def test_a_row_that_hangs_is_ended_with_all_that_it_started(run, tmp_path):
     assert not Path(tmp_path / "row" / "grandchild.txt").exists()
 
 
+def test_a_launcher_that_hangs_ends_its_processes_of_other_sessions(run, tmp_path):
+    """As torchrun does: its processes are in no group of the row's."""
+    launcher = (
+        "import signal, subprocess, sys, time\n"
+        "rank = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "open('rank.txt', 'w').write(str(rank.pid))\n"
+        "def end(*_):\n    time.sleep(1); rank.kill(); rank.wait(); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "time.sleep(600)"
+    )
+    row = run(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {launcher!r}])", 6)
+    assert row.result == "too slow"
+    rank = (tmp_path / "row" / "rank.txt").read_text()
+    assert not Path("/proc", rank).exists()
+
+
 def test_what_time_does_not_reach_is_not_run(script, tmp_path, capsys):
     rows = script.check(["fp32", "bf16"], "cpu", "tiny", 0, 60, tmp_path)
     assert [row.result for row in rows] == ["not run"] * 3
