@@ -52,7 +52,8 @@ class Sharding:
         """The sharding of a config.
 
         Args:
-            cfg: ``data_parallel_shard_dim`` -1 takes what ``data_parallel_replicate_dim`` leaves.
+            cfg: ``data_parallel_shard_dim`` -1 takes what ``data_parallel_replicate_dim`` leaves,
+                and the latter, where it is left out, what a given shard_dim leaves.
             world: processes of the run.
             device: of the run.
 
@@ -65,7 +66,10 @@ class Sharding:
         if wrong:
             raise ConfigError(f"{wrong[0]} is true or false; got {flags[wrong[0]]!r}")
         shard = cfg.get("data_parallel_shard_dim", -1)
-        replicate = cfg.get("data_parallel_replicate_dim", 1)
+        replicate = cfg.get("data_parallel_replicate_dim")
+        if replicate is None:
+            given = isinstance(shard, int) and shard > 0 and world % shard == 0
+            replicate = world // shard if given else 1
         if not (isinstance(replicate, int) and replicate >= 1 and world % replicate == 0):
             raise ConfigError(
                 f"data_parallel_replicate_dim divides the number of processes ({world}); got "

@@ -180,6 +180,21 @@ def test_what_cannot_be_sharded_is_refused(overrides, message):
         run_recipe(configured("full", 1, *overrides))
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (4, 1)),
+        ({"data_parallel_shard_dim": 1}, (1, 4)),
+        ({"data_parallel_shard_dim": 2}, (2, 2)),
+        ({"data_parallel_replicate_dim": 2}, (2, 2)),
+        ({"data_parallel_shard_dim": -1, "data_parallel_replicate_dim": 4}, (1, 4)),
+    ],
+)
+def test_what_is_left_out_takes_what_is_left(given, expected):
+    sharding = Sharding.read(OmegaConf.create(given), 4, torch.device("cpu"))
+    assert (sharding.shard, sharding.replicate) == expected
+
+
 def test_a_quantised_teacher_is_not_spread():
     sharding = Sharding.read(OmegaConf.create(), 2, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"int8 weights are not spread .* shard_teacher: false"):
