@@ -56,12 +56,17 @@ def action_match(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, fl
 def reason_match(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """The turn that the model writes by itself, against the recorded one.
 
+    It is over where it is over in play: behind its first action. A student that never learnt what
+    an environment says goes on with turns of its own.
+
     Returns:
         ``reason_match`` (equal thoughts, blanks folded), ``reason_f1`` (token F1),
         ``step_accuracy`` (the action is acceptable) and ``parsed`` (there is one).
     """
     reader = TurnReader(doc["format"])
-    wanted, got = reader.read(doc["whole"]), reader.read(results[0])
+    wanted = reader.read(doc["whole"])
+    end = reader.end(results[0], "" if "\n" in wanted.action else "\n")
+    got = reader.read(results[0][:end])
     return {
         "reason_match": float(got.reasoning.split() == wanted.reasoning.split()),
         "reason_f1": token_f1(got.reasoning, wanted.reasoning),

@@ -176,6 +176,12 @@ class TestMetrics:
         assert (found["reason_match"], found["step_accuracy"]) == (1, 0)
         assert reason_match(doc, ["Thought: hm"])["parsed"] == 0
 
+    def test_what_comes_behind_the_first_action_does_not_count(self):
+        doc = {"format": "react", "whole": "Thought: it is\nAction: run", "acceptable": []}
+        once = "Thought: it is there\nAction: open drawer"
+        for more in ("\nAction: open drawer", "\nThought: next\nAction: run", "\nThought: n"):
+            assert reason_match(doc, [once + more]) == reason_match(doc, [once])
+
 
 def test_every_task_file_is_versioned_and_in_the_changelog():
     log = (TASKS / "CHANGELOG.md").read_text()
