@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sad_components.data.chat_template import compile_template
+from sad_components.data.rendering import Rendered
 from sad_components.data.template_rendering import NotAppendOnly, TemplateRenderer
 from sad_components.formats.registry import segment
 from sad_components.trajectory import Message, Trajectory, TrajectoryError
@@ -151,8 +152,30 @@ def test_fast_is_reference(source, trajectory):
     renderer = TemplateRenderer(compile_template(source), STOPS)
     fast = outcome(renderer.render, trajectory)
     reference = outcome(renderer.render_by_prefixes, trajectory)
-    if fast != reference:  # the reference gives up where it would have to guess
+    if isinstance(fast, Rendered) and isinstance(reference, Rendered):
+        assert without_blanks(fast) == without_blanks(reference)
+    elif fast != reference:  # the reference gives up where it would have to guess
         assert "holds the text of a control token" in reference[1]
+
+
+def test_a_line_end_that_the_template_writes_anew_belongs_to_neither():
+    """Found by the test above, rarely: a thought that ends in one, stripped by the template."""
+    messages = [
+        Message("user", "«0»go"),
+        Message("assistant", "«2»go", reasoning_content="«3»\n"),
+        Message("user", "«4»go"),
+    ]
+    trajectory = Trajectory(messages, format="openai")
+    renderer = TemplateRenderer(compile_template(TEMPLATES["tools"]), STOPS)
+    fast = outcome(renderer.render, trajectory)
+    assert without_blanks(fast) == without_blanks(outcome(renderer.render_by_prefixes, trajectory))
+
+
+def without_blanks(rendered):
+    """A rendering whose literal pieces end where their blanks begin: none is a control token."""
+    text = rendered.text
+    literal = [(a, a + len(text[a:b].rstrip())) for a, b in rendered.literal]
+    return text, rendered.spans, literal
 
 
 @pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES)
