@@ -88,7 +88,8 @@ class ExportStudentRecipe:
         for name, node in cfg.exports.items():
             if Path(name).name != name or name.startswith("."):
                 raise ConfigError(
-                    f"exports: a name is that of a folder in output_dir; got {name!r}"
+                    f"exports: a name becomes a folder in output_dir; got {name!r}: take one without "
+                    "slashes and without a dot in front"
                 )
             kind = node.get("kind") if OmegaConf.is_dict(node) else None
             if kind not in _KINDS:
@@ -138,7 +139,7 @@ class ExportStudentRecipe:
         if not 1 <= self.max_seq_len <= model.max_seq_len:
             raise ConfigError(
                 f"max_seq_len is 1 to {model.max_seq_len}, what the student reads; got "
-                f"{self.max_seq_len}"
+                f"{self.max_seq_len}: lower it, or leave it out"
             )
         self.probe = self.probe.cut(self.max_seq_len)
         self.reference = Reference.of(model, self.probe)

@@ -212,7 +212,7 @@ class _Norm(nn.Module):
 
 
 class _TanhGELU(nn.Module):
-    """GELU in its tanh form, written out: XNNPACK computes the exact one instead (2e-4 off)."""
+    """GELU in its tanh form, written out: XNNPACK takes it for the exact one, 2e-4 off."""
 
     def forward(self, x: Tensor) -> Tensor:
         inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)

@@ -64,6 +64,14 @@ def test_says_what_a_runner_must_know(folder):
     assert is_export(folder)
 
 
+@pytest.mark.parametrize("program", ["model.pte", "model.gguf"])
+def test_an_export_is_known_by_its_program_where_the_manifest_cannot_be_read(tmp_path, program):
+    (tmp_path / "manifest.json").write_text("{")
+    assert not is_export(tmp_path)
+    (tmp_path / program).write_bytes(b"program")
+    assert is_export(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["model.pte", "tokenizer.json", "tokenizer_config.json"])
 def test_a_damaged_file_is_named(folder, name):
     content = bytearray((folder / name).read_bytes())

@@ -161,6 +161,12 @@ class TestModel:
         assert model.eot_token_id in prompt.stop_ids
         assert prompt.end("go\nto") == 2
 
+    def test_a_stop_that_is_no_token_ends_nothing_at_the_unknown_token(self, student):
+        model = SadLM(str(student))
+        model.tokenizer.unk_token = "<|im_start|>"  # what texts that are no token are taken for
+        assert model.tokenizer.convert_tokens_to_ids("no token") == model.tokenizer.unk_token_id
+        assert model._prompt(0, "a", ["no token"], 4).stop_ids == frozenset(model._stop_ids)
+
     @pytest.mark.parametrize(
         ("settings", "says"),
         [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from exports import needs_executorch, write_student
@@ -157,6 +159,22 @@ def test_gguf_is_written_and_where_it_cannot_run_marked(recipe_class, cfg):
     assert ("not_run" in row) is (importlib.util.find_spec("llama_cpp") is None)
 
 
+@pytest.mark.parametrize(("dtype", "kept"), [("fp16", False), ("q8_0", True)])
+def test_a_gguf_that_computes_something_else_is_not_kept(
+    recipe_class, cfg, monkeypatch, dtype, kept
+):
+    """q8_0 rounds, and nothing says what its logits ought to be."""
+    far = {"runtime": "gguf", "bytes": 1, "error": 0.5}
+    module = recipe_class.__init__.__globals__
+    monkeypatch.setitem(module, "load_exported", lambda folder: SimpleNamespace(close=lambda: None))
+    monkeypatch.setitem(module, "exported_row", lambda *_: far)
+    monkeypatch.setitem(module, "comparison_table", lambda rows: "")
+    cfg.exports = {"gguf": {"kind": "gguf", "dtype": dtype}}
+    with nullcontext() if kept else pytest.raises(ValueError, match=r"5.00e-01, .* is not kept"):
+        export(recipe_class, cfg)
+    assert (Path(cfg.output_dir) / "gguf").exists() is kept
+
+
 @needs_executorch
 def test_a_silently_wrong_scheme_is_refused(recipe_class, cfg):
     cfg.exports = {"x": {"kind": "executorch", "scheme": "int4"}}
@@ -194,8 +212,11 @@ def test_a_quantised_student_needs_its_reference(recipe_class, cfg, tmp_path):
         ({"exports": {"x": {"kind": "hf", "head": "8da8w"}}}, "nobody reads .* of exports.x"),
         ({"exports": {}}, "exports names at least one export"),
         ({"exports": {"x": {"kind": "hf", "scheme": "int3"}}}, r"exports.x.scheme is null or"),
-        ({"exports": {"../x": {"kind": "hf"}}}, "that of a folder in output_dir; got '../x'"),
-        ({"exports": {".x": {"kind": "hf"}}}, "that of a folder in output_dir; got '.x'"),
+        (
+            {"exports": {"../x": {"kind": "hf"}}},
+            "becomes a folder in output_dir; got '../x': take one",
+        ),
+        ({"exports": {".x": {"kind": "hf"}}}, "becomes a folder in output_dir; got '.x': take one"),
         ({"max_seq_len": 1025}, "max_seq_len is 1 to 1024, what the student reads; got 1025"),
         ({"run": None}, "give run .* or student"),
         ({"run": "nowhere"}, r"run names the folder of a training run; nowhere.config.yaml is not"),
