@@ -88,8 +88,8 @@ class ExportStudentRecipe:
         for name, node in cfg.exports.items():
             if Path(name).name != name or name.startswith("."):
                 raise ConfigError(
-                    f"exports: a name becomes a folder in output_dir; got {name!r}: take one without "
-                    "slashes and without a dot in front"
+                    f"exports: a name becomes a folder in output_dir; got {name!r}: take one "
+                    "without slashes and without a dot in front"
                 )
             kind = node.get("kind") if OmegaConf.is_dict(node) else None
             if kind not in _KINDS:
